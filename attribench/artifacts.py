@@ -1,0 +1,380 @@
+"""The content-addressed store for everything expensive.
+
+An artifact is a folder ``<root>/<kind>/<key>/`` whose key is the hash of its canonical specification. It holds
+``spec.json``, the payload (safetensors, npy, JSON) and ``manifest.json`` with a SHA-256 sum of every file. It is written to
+a hidden sibling, fsynced, then renamed: it exists only when complete. A file that fails its checksum is reported by name and
+its artifact set aside, never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from attribench.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Spec = Mapping[str, Any]
+MANIFEST = "manifest.json"
+SPEC = "spec.json"
+_FORMAT = 1
+
+
+def canonical(spec: object) -> str:
+    """The one JSON text of a specification: sorted keys, dataclasses and tuples made plain.
+
+    Raises:
+        TypeError: something in it has no JSON form (a tensor, a path, a class).
+    """
+    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> ArtifactError:
+    """Say what went wrong with the disk, where, and what to do."""
+    where = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(where).free / 2**20
+        return ArtifactError(
+            f"The disk of {where} is full ({free:.1f} MiB free). Free some space or pass another --workdir, then run the "
+            "same command again: everything finished is kept."
+        )
+    return ArtifactError(f"Cannot write {path}: {error.strerror or error}.")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class LockBusyError(ArtifactError):
+    """Another process is making the same artifact."""
+
+
+class Staging:
+    """The folder in which an artifact's payload is written before it becomes visible."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as ``<name>.safetensors``."""
+        from safetensors.torch import save
+
+        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        self.save_bytes(f"{name}.safetensors", save(contiguous))
+
+    def save_json(self, name: str, value: object) -> None:
+        """Write a JSON payload as ``<name>.json``."""
+        self.save_bytes(f"{name}.json", canonical(value).encode())
+
+    def save_bytes(self, filename: str, content: bytes) -> None:
+        """Write a payload file."""
+        with (self.folder / filename).open("wb") as file:
+            file.write(content)
+
+    def adopt(self, source: Path, filename: str) -> None:
+        """Copy a finished file into the payload."""
+        shutil.copyfile(source, self.folder / filename)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete, verified artifact.
+
+    Attributes:
+        digest: SHA-256 over the payload's checksums: two artifacts with one digest have the same payload, bit for bit.
+        info: what is worth knowing but is not part of the identity (seconds it took, host).
+    """
+
+    kind: str
+    key: str
+    folder: Path
+    spec: Spec
+    digest: str
+    info: Mapping[str, Any]
+
+    def load_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read ``<name>.safetensors`` onto the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def load_json(self, name: str) -> Any:
+        """Read ``<name>.json``."""
+        return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+
+class ArtifactStore:
+    """All artifacts under one folder.
+
+    Args:
+        root: the folder (``--workdir``); made when first written to.
+        namespace: prefix of every kind, so that a method's own artifacts stay apart from the benchmark's.
+        lock_timeout: seconds to wait for another process that makes the same artifact.
+        report: called with a line about each damaged artifact; standard error by default.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        namespace: str = "",
+        lock_timeout: float = 6 * 3600.0,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.namespace = namespace
+        self.lock_timeout = lock_timeout
+        self.report = report or _say
+        self._verified: set[Path] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A display does not travel to a worker process: there, damage is reported on standard error.
+        return {**vars(self), "report": _say, "_verified": set()}
+
+    def scoped(self, namespace: str) -> ArtifactStore:
+        """A view of this store whose kinds all begin with ``namespace/``."""
+        return ArtifactStore(self.root, f"{self.namespace}{namespace}/", self.lock_timeout, self.report)
+
+    def key(self, spec: Spec) -> str:
+        """The name of the folder that an artifact with this specification has."""
+        return digest_text(canonical(spec))[:32]
+
+    def find(self, kind: str, spec: Spec) -> Artifact | None:
+        """Return the artifact if it is there, complete and undamaged, else None.
+
+        A damaged one is reported by file name and moved to ``<root>/.set-aside``.
+        """
+        kind, key = self.namespace + kind, self.key(spec)
+        folder = self.root / kind / key
+        if not folder.is_dir():
+            return None
+        try:
+            artifact = self._open(kind, key, folder)
+            if canonical(artifact.spec) != canonical(spec):
+                raise _DamagedError(f"{folder / SPEC} holds another specification than its name says")
+        except _DamagedError as damage:
+            self._set_aside(kind, key, folder, str(damage))
+            return None
+        return artifact
+
+    def get_or_create(self, kind: str, spec: Spec, build: Callable[[Staging], None], wait: bool = True) -> Artifact:
+        """Return the artifact, building it first if need be; no two processes build the same one.
+
+        Args:
+            build: writes the payload into the staging folder it is given.
+            wait: wait for another process that is at it, at most ``lock_timeout`` seconds.
+
+        Raises:
+            LockBusyError: another process is at it and ``wait`` is False, or the time-out passed.
+            ArtifactError: the disk is full or not writable.
+        """
+        found = self.find(kind, spec)
+        if found is not None:
+            return found
+        with self.lock(kind, spec, wait=wait):
+            found = self.find(kind, spec)
+            if found is not None:
+                return found
+            return self._create(kind, spec, build)
+
+    def working_folder(self, kind: str, spec: Spec) -> Path:
+        """A folder for unfinished work on an artifact that should survive a kill; removed once the artifact exists."""
+        folder = self.root / ".work" / (self.namespace + kind).replace("/", "-") / self.key(spec)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        return folder
+
+    @contextmanager
+    def lock(self, kind: str, spec: Spec, wait: bool = True) -> Iterator[None]:
+        """Hold the right to make an artifact. The operating system frees it when its owner dies."""
+        name = f"{(self.namespace + kind).replace('/', '-')}-{self.key(spec)}"
+        path = self.root / ".locks" / f"{name}.lock"
+        owner_file = path.with_suffix(".owner.json")
+        lock = filelock.FileLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=self.lock_timeout if wait else 0, poll_interval=0.2)
+        except filelock.Timeout as error:
+            raise LockBusyError(f"{name} is being made by {_owner(owner_file)}. Wait for it, or stop it.") from error
+        except OSError as error:
+            raise storage_error(path, error) from error
+        try:
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            with contextlib.suppress(OSError):  # the owner is a courtesy; a full disk is reported by the real write
+                owner_file.write_text(json.dumps(owner))
+            yield
+        finally:
+            owner_file.unlink(missing_ok=True)
+            lock.release()
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """All complete artifacts of this namespace, without verifying their checksums."""
+        base = self.root / self.namespace if self.namespace else self.root
+        for manifest in sorted(base.glob(f"**/{MANIFEST}")):
+            folder = manifest.parent
+            parts = folder.relative_to(self.root).parts
+            if any(part.startswith(".") for part in parts):
+                continue
+            with contextlib.suppress(_DamagedError):
+                yield self._read(str(Path(*parts[:-1])), parts[-1], folder)[0]
+
+    def _create(self, kind: str, spec: Spec, build: Callable[[Staging], None]) -> Artifact:
+        kind, key = self.namespace + kind, self.key(spec)
+        parent, folder = self.root / kind, self.root / kind / key
+        temporary = parent / f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        started = time.perf_counter()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for stale in parent.glob(f".{key}.*.tmp"):  # left by a killed process: we hold the lock
+                shutil.rmtree(stale, ignore_errors=True)
+            temporary.mkdir()
+            build(Staging(temporary))
+            (temporary / SPEC).write_text(canonical(spec), "utf-8")
+            info = {"seconds": round(time.perf_counter() - started, 3), "host": socket.gethostname()}
+            self._write_manifest(temporary, kind, info)
+            temporary.rename(folder)
+            _sync_folder(parent)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise storage_error(folder, error) from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        work = self.root / ".work" / kind.replace("/", "-") / key
+        shutil.rmtree(work, ignore_errors=True)
+        self._verified.add(folder)
+        return self._open(kind, key, folder)
+
+    def _write_manifest(self, folder: Path, kind: str, info: Mapping[str, Any]) -> None:
+        files = {}
+        for file in sorted(folder.iterdir()):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+            files[file.name] = {"sha256": _file_sum(file), "bytes": file.stat().st_size}
+        body = {"format": _FORMAT, "kind": kind, "files": files, "info": dict(info)}
+        text = canonical({**body, "checksum": digest_text(canonical(body))})
+        with (folder / MANIFEST).open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        _sync_folder(folder)
+
+    def _read(self, kind: str, key: str, folder: Path) -> tuple[Artifact, dict[str, dict[str, Any]]]:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+            claimed = manifest.pop("checksum")
+            if claimed != digest_text(canonical(manifest)) or manifest["format"] != _FORMAT:
+                raise _DamagedError(f"{folder / MANIFEST} does not match its own checksum")
+            spec = json.loads((folder / SPEC).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise _DamagedError(f"{error.filename} is missing") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _DamagedError(f"{folder / MANIFEST} or {SPEC} beside it is not readable") from error
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        digest = digest_text(canonical({name: entry["sha256"] for name, entry in files.items() if name != SPEC}))
+        return Artifact(kind, key, folder, spec, digest, manifest["info"]), files
+
+    def _open(self, kind: str, key: str, folder: Path) -> Artifact:
+        artifact, files = self._read(kind, key, folder)
+        if (
+            folder not in self._verified
+        ):  # once a process: hashing gigabytes at every look would cost more than it saves
+            for name, entry in files.items():
+                path = folder / name
+                if not path.is_file():
+                    raise _DamagedError(f"{path} is missing")
+                if path.stat().st_size != entry["bytes"] or _file_sum(path) != entry["sha256"]:
+                    raise _DamagedError(f"{path} does not match its checksum")
+            self._verified.add(folder)
+        return artifact
+
+    def _set_aside(self, kind: str, key: str, folder: Path, damage: str) -> None:
+        target = self.root / ".set-aside" / f"{kind.replace('/', '-')}-{key}-{secrets.token_hex(4)}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+        except FileNotFoundError:
+            return  # another process was quicker
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        self._verified.discard(folder)
+        self.report(f"Damaged artifact: {damage}. Set aside as {target}; it will be rebuilt.")
+
+
+class _DamagedError(Exception):
+    """An artifact on disk is not what its manifest says."""
+
+
+def _owner(owner_file: Path) -> str:
+    try:
+        owner = json.loads(owner_file.read_text())
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

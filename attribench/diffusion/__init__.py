@@ -1,0 +1,1 @@
+"""The diffusion model: noise, network, training, sampling, per-timestep losses."""

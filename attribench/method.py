@@ -1,0 +1,208 @@
+"""The interface every attribution method stands behind, and what a method is given to work with."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attribench.data import ImageSet, to_unit_range
+from attribench.errors import AccessError, AttribenchError, DataError
+from attribench.progress import Progress, silent_progress
+
+if TYPE_CHECKING:
+    from attribench.artifacts import ArtifactStore
+    from attribench.diffusion.noise import NoiseSchedule
+
+
+class Access(enum.IntEnum):
+    """What a method may look at. Each level includes the ones before it."""
+
+    DATA = 0  #: train images, labels and queries alone: no model is needed
+    MODEL = 1  #: the trained target model as well
+    CHECKPOINTS = 2  #: the checkpoints stored during the target model's training as well
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """The images to explain.
+
+    Args:
+        images: uint8 ``(num_queries, channels, height, width)``.
+        ids: one stable name a query.
+        name: the query set: ``"validation"``, ``"generation"``, or a name of the caller's.
+    """
+
+    images: Tensor
+    ids: tuple[str, ...]
+    name: str = "queries"
+
+    def __post_init__(self) -> None:
+        ImageSet(self.images, self.ids)  # the same checks hold
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice) -> Queries:
+        return Queries(self.images[index], self.ids[index], self.name)
+
+    @classmethod
+    def of(cls, images: ImageSet, name: str) -> Queries:
+        """Take the images of a set as queries."""
+        return cls(images.images, images.ids, name)
+
+    def unit_range(self) -> Tensor:
+        """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
+        return to_unit_range(self.images)
+
+
+class ModelProvider(Protocol):
+    """Where a context gets models from; the benchmark's implementation trains or loads them."""
+
+    def target_model(self) -> nn.Module:
+        """The trained target model, an epsilon-predicting ``UNet2DModel``."""
+
+    def checkpoints(self) -> Iterator[nn.Module]:
+        """The models stored during the target model's training, in order of training."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionContext:
+    """Everything a method may use on the train side.
+
+    Args:
+        train: the train images the scores refer to; column ``n`` of a score matrix is image ``n``.
+        schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t).
+        device: where heavy computation belongs.
+        seed: root of the run's seeds; derive yours with :func:`attribench.seeding.derive_seed`.
+        store: artifact store of this method, for expensive results worth keeping between runs.
+        progress: progress display: ``for x in context.progress.track(items, "reading")``.
+        access: what the method declared; enforced by :meth:`target_model` and :meth:`checkpoints`.
+        models: where models come from, or None where there is no model (attribution of one's own folders).
+    """
+
+    train: ImageSet
+    schedule: NoiseSchedule
+    device: torch.device
+    seed: int
+    store: ArtifactStore
+    access: Access
+    models: ModelProvider | None = None
+    progress: Progress = silent_progress
+
+    @property
+    def train_images(self) -> Tensor:
+        """uint8 ``(num_train, C, H, W)``."""
+        return self.train.images
+
+    @property
+    def train_labels(self) -> Tensor | None:
+        """int64 ``(num_train,)``, or None."""
+        return self.train.labels
+
+    def target_model(self) -> nn.Module:
+        """The trained target model on ``device``, in evaluation mode.
+
+        Raises:
+            AccessError: the method declared ``Access.DATA``.
+        """
+        return self._provider(Access.MODEL, "target_model()").target_model().to(self.device).eval()
+
+    def checkpoints(self) -> Iterator[nn.Module]:
+        """Iterate over the target model's training checkpoints, oldest first, on ``device``, in evaluation mode.
+
+        Raises:
+            AccessError: the method declared less than ``Access.CHECKPOINTS``.
+        """
+        provider = self._provider(Access.CHECKPOINTS, "checkpoints()")
+        return (model.to(self.device).eval() for model in provider.checkpoints())
+
+    def _provider(self, needed: Access, what: str) -> ModelProvider:
+        if self.access < needed:
+            raise AccessError(f"{what} needs access = Access.{needed.name}; this method declares {self.access.name}.")
+        if self.models is None:
+            raise AttribenchError(f"{what}: there is no model in this run; use a method with access = Access.DATA.")
+        return self.models
+
+
+class AttributionMethod(ABC):
+    """Scores how strongly each train image shaped each query.
+
+    Subclass it, declare ``access``, implement :meth:`attribute`. The parameters of ``__init__`` are the method's whole
+    configuration: typed, they appear as ``--method.NAME`` on the command line with help from the docstring.
+    """
+
+    access: ClassVar[Access]
+    _context: AttributionContext | None = None
+
+    @property
+    def context(self) -> AttributionContext:
+        """What the method works with; set by the framework before :meth:`prepare`."""
+        if self._context is None:
+            raise AttribenchError(f"{type(self).__name__} has no context yet: call start(method, context) first.")
+        return self._context
+
+    def prepare(self, context: AttributionContext) -> None:  # noqa: B027 - an optional hook
+        """Do the train side's work once, before any query. Optional."""
+
+    @abstractmethod
+    def attribute(self, queries: Queries) -> Tensor:
+        """Return scores ``(num_queries, num_train)``, float, finite; higher = stronger proponent.
+
+        The scores of a query must not depend on the queries beside it.
+        """
+
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        """Say in one line why this method cannot run here, or return None. Optional; never raise for that."""
+        return None
+
+
+def start(method: AttributionMethod, context: AttributionContext) -> None:
+    """Give ``method`` its context and let it prepare. Called once, before :func:`score`."""
+    method._context = context
+    method.prepare(context)
+
+
+def score(method: AttributionMethod, queries: Queries) -> Tensor:
+    """Call ``method.attribute`` and check what comes back.
+
+    Returns:
+        float32 scores ``(num_queries, num_train)`` on the CPU.
+
+    Raises:
+        DataError: the queries are not of the train images' shape.
+        AttribenchError: the scores have another shape or are not finite.
+    """
+    name = type(method).__name__
+    train = method.context.train
+    if queries.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            f"Query set '{queries.name}' has images of shape {tuple(queries.images.shape[1:])}, the train images have "
+            f"{train.image_shape} (channels, height, width)."
+        )
+    scores = method.attribute(queries)
+    expected = (len(queries), len(train))
+    if tuple(scores.shape) != expected:
+        raise AttribenchError(f"{name}.attribute returned shape {tuple(scores.shape)}; expected {expected}.")
+    scores = scores.detach().to("cpu", torch.float32)
+    if not torch.isfinite(scores).all():
+        raise AttribenchError(f"{name}.attribute returned NaN or infinite scores.")
+    return scores
+
+
+def method_options(method: AttributionMethod, given: Mapping[str, object]) -> dict[str, object]:
+    """The full configuration of ``method``: the options given plus the defaults of its ``__init__``."""
+    import inspect
+
+    options: dict[str, object] = {}
+    initializer: Callable[..., None] = type(method).__init__
+    for name, parameter in list(inspect.signature(initializer).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        options[name] = given.get(name, parameter.default)
+    return options

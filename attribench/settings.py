@@ -1,0 +1,191 @@
+"""The sections of a configuration, typed. No heavy imports: the command line reads them for its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attribench.errors import UsageError
+
+#: The query sets of a run, in the order tables show them.
+QUERY_SETS = ("validation", "generation")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The denoising network: diffusers' ``UNet2DModel``, always with ``resnet_time_scale_shift="scale_shift"``.
+
+    Args:
+        block_out_channels: channels of each resolution level.
+        layers_per_block: residual layers a level.
+        down_block_types: one block type a level, on the way down.
+        up_block_types: one block type a level, on the way up.
+        attention_head_dim: channels of an attention head; none = one head.
+        norm_num_groups: groups of the group normalisation.
+        norm_eps: epsilon of the group normalisation.
+        downsample_padding: padding of the down-sampling convolutions.
+        flip_sin_to_cos: order of sine and cosine in the time embedding.
+        freq_shift: frequency shift of the time embedding.
+        dropout: probability of every dropout layer.
+    """
+
+    block_out_channels: list[int]
+    down_block_types: list[str]
+    up_block_types: list[str]
+    layers_per_block: int = 2
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    downsample_padding: int = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        _require(levels > 0, "--model.block_out_channels needs at least one level.")
+        _require(
+            len(self.down_block_types) == levels == len(self.up_block_types),
+            f"--model.down_block_types and --model.up_block_types need one entry for each of the {levels} levels of "
+            "--model.block_out_channels.",
+        )
+        _require(
+            all(channels % self.norm_num_groups == 0 for channels in self.block_out_channels),
+            f"--model.block_out_channels {self.block_out_channels}: each must be a multiple of "
+            f"--model.norm_num_groups {self.norm_num_groups}.",
+        )
+        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The training recipe: AdamW, linear warm-up then cosine decay, gradient clipping, no EMA.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: peak learning rate.
+        weight_decay: AdamW's weight decay.
+        warmup_fraction: share of the steps in which the rate rises linearly from 0.
+        gradient_clip: largest norm of a gradient.
+        horizontal_flip: mirror half of the images at random.
+        num_checkpoints: models kept of the target's training, evenly spaced, the last one included.
+        precision: Lightning's precision, e.g. ``32-true`` or ``bf16-mixed``.
+        seed: root of the training seeds; the target model's own.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    warmup_fraction: float = 0.1
+    gradient_clip: float = 1.0
+    horizontal_flip: bool = True
+    num_checkpoints: int = 4
+    precision: str = "32-true"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "--training.epochs must be at least 1.")
+        _require(self.batch_size >= 1, "--training.batch_size must be at least 1.")
+        _require(self.learning_rate > 0, "--training.learning_rate must be positive.")
+        _require(0 <= self.warmup_fraction <= 1, "--training.warmup_fraction must be in [0, 1].")
+        _require(self.gradient_clip > 0, "--training.gradient_clip must be positive.")
+        _require(self.num_checkpoints >= 1, "--training.num_checkpoints must be at least 1.")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """The generated query set: DDIM; image i starts from a CPU generator seeded i.
+
+    Args:
+        num_images: images to generate.
+        num_inference_steps: DDIM steps.
+        eta: DDIM's η; 0 is deterministic.
+    """
+
+    num_images: int = 1000
+    num_inference_steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.num_images >= 1, "--generation.num_images must be at least 1.")
+        _require(1 <= self.num_inference_steps <= 1000, "--generation.num_inference_steps must be in 1…1000.")
+        _require(0 <= self.eta <= 1, "--generation.eta must be in [0, 1].")
+
+
+@dataclass(frozen=True)
+class GroundTruthSettings:
+    """What the predictions are compared with: models retrained on random subsets, and their losses on the queries.
+
+    Args:
+        num_subsets: subsets, each drawn with ``random_state = seed + k``.
+        num_seeds: training seeds a subset.
+        subset_fraction: share of the train images in a subset.
+        timestep_stride: losses are measured at every ``timestep_stride``-th of the 1000 timesteps.
+        num_noise_draws: noise draws a timestep.
+        seed: first ``random_state`` of the subsets, root of the loss noise.
+    """
+
+    num_subsets: int = 64
+    num_seeds: int = 3
+    subset_fraction: float = 0.5
+    timestep_stride: int = 1
+    num_noise_draws: int = 3
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_subsets >= 2,
+            f"--ground_truth.num_subsets is {self.num_subsets}: a correlation over subsets needs at least 2.",
+        )
+        _require(self.num_seeds >= 1, "--ground_truth.num_seeds must be at least 1.")
+        _require(0 < self.subset_fraction < 1, "--ground_truth.subset_fraction must be between 0 and 1.")
+        _require(1 <= self.timestep_stride <= 1000, "--ground_truth.timestep_stride must be in 1…1000.")
+        _require(self.num_noise_draws >= 1, "--ground_truth.num_noise_draws must be at least 1.")
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The timesteps at which losses are measured."""
+        return list(range(0, 1000, self.timestep_stride))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experimental setting: all that decides the ground truth but the data."""
+
+    model: ModelSettings
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    ground_truth: GroundTruthSettings = field(default_factory=GroundTruthSettings)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how to compute; never changes a result.
+
+    Args:
+        workdir: the artifact store.
+        accelerator: Lightning's accelerator: auto, cpu, gpu, …
+        devices: Lightning's devices, e.g. ``auto``, ``1`` or ``0,1``.
+        workers: processes that train models side by side; 0 = one a CPU core, or one a GPU.
+        evaluation_batch: images a forward pass when losses are measured or images generated.
+        checkpoint_seconds: how often an unfinished training is saved, so that a kill loses no more.
+        lock_timeout: seconds to wait for another process that makes the same artifact.
+    """
+
+    workdir: str = "runs"
+    accelerator: str = "auto"
+    devices: str = "auto"
+    workers: int = 0
+    evaluation_batch: int = 256
+    checkpoint_seconds: float = 60.0
+    lock_timeout: float = 6 * 3600.0
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "--workers must be at least 0.")
+        _require(self.evaluation_batch >= 1, "--evaluation_batch must be at least 1.")

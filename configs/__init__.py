@@ -1,0 +1,1 @@
+"""YAML shipped with attribench: data sets with their presets, and named method configurations."""

@@ -1,0 +1,78 @@
+"""What several test files share: a data set and a setting small enough to train in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from attribench.data import AttributionDataModule, ImageSet
+from attribench.settings import (
+    GenerationSettings,
+    GroundTruthSettings,
+    ModelSettings,
+    Runtime,
+    Settings,
+    TrainingSettings,
+)
+
+
+class TinyData(AttributionDataModule):
+    """24 random train images of 8×8 in two classes, and 6 queries.
+
+    Args:
+        seed: what the pixels are drawn from.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    @property
+    def label(self) -> str:
+        return "tiny"
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        generator = torch.Generator().manual_seed(self.seed)
+        pixels = torch.randint(0, 256, (30, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(30) % 2
+        names = tuple(f"tiny-{i}" for i in range(30))
+        return ImageSet(pixels[:24], names[:24], labels[:24]), ImageSet(pixels[24:], names[24:], labels[24:])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """These models are too small to gain from threads, and on a busy machine threads wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_data() -> TinyData:
+    return TinyData()
+
+
+@pytest.fixture
+def tiny_model() -> ModelSettings:
+    return ModelSettings(
+        block_out_channels=[8, 16],
+        down_block_types=["DownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "UpBlock2D"],
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture
+def tiny_settings(tiny_model: ModelSettings) -> Settings:
+    return Settings(
+        model=tiny_model,
+        training=TrainingSettings(epochs=4, batch_size=8, learning_rate=1e-3, num_checkpoints=2),
+        generation=GenerationSettings(num_images=5, num_inference_steps=3),
+        ground_truth=GroundTruthSettings(num_subsets=3, num_seeds=2, timestep_stride=400, num_noise_draws=2),
+    )
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    return Runtime(workdir=str(tmp_path / "runs"), accelerator="cpu", workers=1, evaluation_batch=16)
