@@ -1,0 +1,67 @@
+"""The LightningModule that trains a denoising network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from attribench.data import to_unit_range
+from attribench.diffusion.noise import NUM_TIMESTEPS, NoiseSchedule
+from attribench.errors import AttribenchError
+from attribench.seeding import derive_seed
+from attribench.settings import TrainingSettings
+
+
+class DiffusionModule(L.LightningModule):
+    """Epsilon prediction with the protocol's recipe.
+
+    All randomness of a step (flips, timesteps, noise, dropout) comes from (seed, step), so a training resumed from a
+    checkpoint goes on exactly as if it had never stopped.
+
+    Args:
+        network: an epsilon-predicting ``UNet2DModel``.
+        settings: the recipe.
+        total_steps: optimizer steps of the whole training, for the learning-rate schedule.
+        seed: this model's training seed.
+    """
+
+    def __init__(self, network: nn.Module, settings: TrainingSettings, total_steps: int, seed: int) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = settings
+        self.total_steps = total_steps
+        self.seed = seed
+        self.register_buffer("alpha_bar", NoiseSchedule().alpha_bar, persistent=False)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """The mean squared error of the predicted noise on a batch of uint8 images ``(B, C, H, W)``."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "step", self.global_step))
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.global_step))
+        images = to_unit_range(batch)
+        if self.settings.horizontal_flip:
+            flip = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+        timesteps = torch.randint(NUM_TIMESTEPS, (len(images),), generator=generator).to(images.device)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        alpha_bar = self.alpha_bar[timesteps][:, None, None, None]  # type: ignore[index]
+        noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise
+        loss = torch.nn.functional.mse_loss(self.network(noisy, timesteps).sample, noise)
+        if not torch.isfinite(loss):
+            raise AttribenchError(
+                f"The training diverged: the loss at step {self.global_step} is {loss.item()}. Lower --training.learning_rate."
+            )
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then cosine decay to zero."""
+        from diffusers.optimization import get_cosine_schedule_with_warmup
+
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        warmup = int(self.settings.warmup_fraction * self.total_steps)
+        scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

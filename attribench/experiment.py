@@ -1,0 +1,258 @@
+"""One experimental setting on one data set: its models, query sets and ground truth, all in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribench.artifacts import Artifact, ArtifactStore, Staging, canonical, digest_text
+from attribench.data import AttributionDataModule, ImageSet
+from attribench.device import resolve_device, single_thread
+from attribench.diffusion.sampling import generate_images
+from attribench.errors import ArtifactError, DataError
+from attribench.method import Queries
+from attribench.progress import Progress, Task, silent_progress
+from attribench.retraining.executors import make_executor
+from attribench.retraining.jobs import Job, LossJob, TrainJob, save_images
+from attribench.retraining.subsets import subset_masks
+from attribench.seeding import derive_seed
+from attribench.settings import QUERY_SETS, Runtime, Settings
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """What really happened when models were retrained on subsets.
+
+    Attributes:
+        masks: bool ``(num_subsets, num_train)``: the train images each subset holds.
+        losses: float32 ``(num_subsets, num_seeds, num_queries)``: each model's loss on each query, averaged over
+            timesteps and noise draws.
+        hash: identifies masks and losses with everything they were made from.
+    """
+
+    masks: Tensor
+    losses: Tensor
+    hash: str
+
+    @property
+    def outputs(self) -> Tensor:
+        """float64 ``(num_subsets, num_queries)``: the losses averaged over training seeds."""
+        return self.losses.double().mean(dim=1)
+
+
+class Experiment:
+    """A data set, a setting, and where to compute.
+
+    Everything is made on demand and kept in the store; asking again reads it.
+    """
+
+    def __init__(
+        self,
+        data: AttributionDataModule,
+        settings: Settings,
+        runtime: Runtime,
+        progress: Progress = silent_progress,
+        store: ArtifactStore | None = None,
+    ) -> None:
+        from pathlib import Path
+
+        self.settings, self.runtime, self.progress = settings, runtime, progress
+        self.label, self.stratify = data.label, data.stratify
+        self.train, self.validation = data.train, data.validation
+        self.store = store or ArtifactStore(
+            Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message
+        )
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """bool ``(num_subsets, num_train)``."""
+        labels = self.train.labels if self.stratify else None
+        return subset_masks(len(self.train), labels, self.settings.ground_truth)
+
+    @cached_property
+    def target(self) -> TrainJob:
+        """The model under study, trained on all train images."""
+        training = self.settings.training
+        return self._train_job("target model", None, training.seed, training.num_checkpoints)
+
+    @cached_property
+    def retrainings(self) -> list[list[TrainJob]]:
+        """The models retrained on subsets: ``[subset][seed index]``."""
+        root = self.settings.training.seed
+        return [
+            [
+                self._train_job(
+                    f"model of subset {k}, seed {s}",
+                    tuple(mask.nonzero().flatten().tolist()),
+                    derive_seed(root, "training", "subset", k, "seed", s),
+                )
+                for s in range(self.settings.ground_truth.num_seeds)
+            ]
+            for k, mask in enumerate(self.masks)
+        ]
+
+    def train_models(self, task: Task) -> None:
+        """Train the target model and all subset models that are not in the store."""
+        save_images(self.store, self.train)
+        self._run([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
+
+    def queries(self, name: str, task: Task | None = None) -> Queries:
+        """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
+        return Queries.of(self._query_images(name, task), name)
+
+    def measure_losses(self, name: str, task: Task) -> None:
+        """Measure every subset model's losses on a query set."""
+        images = self._query_images(name)
+        save_images(self.store, images)
+        self._run([job for jobs in self.loss_jobs(images) for job in jobs], task)
+
+    def loss_jobs(self, queries: ImageSet) -> list[list[LossJob]]:
+        """``[subset][seed index]``."""
+        ground_truth = self.settings.ground_truth
+        return [
+            [
+                LossJob(
+                    trained,
+                    queries.content_hash,
+                    len(queries),
+                    tuple(ground_truth.timesteps),
+                    ground_truth.num_noise_draws,
+                    derive_seed(ground_truth.seed, "losses"),
+                )
+                for trained in jobs
+            ]
+            for jobs in self.retrainings
+        ]
+
+    def ground_truth(self, name: str) -> GroundTruth:
+        """Assemble a query set's ground truth from the store.
+
+        Raises:
+            ArtifactError: part of it is missing; :meth:`prepare` makes it.
+        """
+        rows, digests = [], []
+        for jobs in self.loss_jobs(self._query_images(name)):
+            row = []
+            for job in jobs:
+                artifact = job.find(self.store)
+                if artifact is None:
+                    raise ArtifactError(f"The {job.name} on {name} are missing; run the same command again.")
+                row.append(artifact.load_tensors("losses")["losses"].double().mean(dim=(0, 1)).float())
+                digests.append(artifact.digest)
+            rows.append(torch.stack(row))
+        masks_digest = digest_text("".join("1" if inside else "0" for inside in self.masks.flatten().tolist()))
+        return GroundTruth(self.masks, torch.stack(rows), digest_text(canonical([masks_digest, *digests]))[:32])
+
+    def prepare(self) -> None:
+        """Train, generate and measure all that is missing, under one bar for the whole of it."""
+        generation = self.settings.generation
+        passes = generation.num_images * generation.num_inference_steps
+        ground_truth = self.settings.ground_truth
+        losses = len(ground_truth.timesteps) * ground_truth.num_noise_draws * ground_truth.num_subsets
+        losses *= ground_truth.num_seeds * (len(self.validation) + generation.num_images)
+        models = self.target.cost + sum(job.cost for jobs in self.retrainings for job in jobs)
+        count = 1 + ground_truth.num_subsets * ground_truth.num_seeds
+        description = f"{self.label}: {count} models, queries and losses"
+        with self.progress.task(description, models + passes + losses) as task:
+            self.train_models(task)
+            for name in QUERY_SETS:
+                self.queries(name, task)
+                self.measure_losses(name, task)
+
+    def models(self) -> TargetModels:
+        """Target model and checkpoints, for methods that may see them."""
+        return TargetModels(self.store, self.target)
+
+    def _train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
+        return TrainJob(
+            name=name,
+            train_hash=self.train.content_hash,
+            image_shape=self.train.image_shape,
+            indices=indices,
+            num_images=len(self.train) if indices is None else len(indices),
+            model=self.settings.model,
+            training=self.settings.training,
+            seed=seed,
+            num_checkpoints=num_checkpoints,
+        )
+
+    def _run(self, jobs: Sequence[Job], task: Task) -> None:
+        missing = []
+        for job in jobs:
+            if job.find(self.store) is None:
+                missing.append(job)
+            else:
+                task.advance(job.cost)
+        if missing:
+            make_executor(missing, self.store, self.runtime, self.progress).run(missing, task)
+
+    def _query_images(self, name: str, task: Task | None = None) -> ImageSet:
+        if name == "validation":
+            return self.validation
+        if name != "generation":
+            raise DataError(f"Unknown query set {name!r}; known: {', '.join(QUERY_SETS)}.")
+        return self._generated(task)
+
+    def generation_spec(self, target: Artifact) -> dict[str, Any]:
+        """Specification of the generated images; bound to the target model's weights."""
+        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation)}
+
+    def _generated(self, task: Task | None) -> ImageSet:
+        target = self.target.find(self.store)
+        if target is None:
+            save_images(self.store, self.train)
+            self._run([self.target], task or _no_task)
+            target = self.target.find(self.store)
+            assert target is not None
+        seeds = list(range(self.settings.generation.num_images))
+
+        def build(staging: Staging) -> None:
+            device = resolve_device(self.runtime.accelerator)
+            with single_thread(device):
+                images = generate_images(
+                    self.target.load(self.store),
+                    seeds,
+                    self.train.image_shape,
+                    self.settings.generation,
+                    device,
+                    self.runtime.evaluation_batch,
+                    (task or _no_task).advance,
+                )
+            staging.save_tensors("images", {"images": images})
+
+        spec = self.generation_spec(target)
+        found = self.store.find("generated", spec)
+        if found is not None and task is not None:
+            task.advance(len(seeds) * self.settings.generation.num_inference_steps)
+        return self.generated_images(found or self.store.get_or_create("generated", spec, build))
+
+    def generated_images(self, artifact: Artifact) -> ImageSet:
+        """The images of a ``generated`` artifact, with their ids."""
+        images = artifact.load_tensors("images")["images"]
+        return ImageSet(images, tuple(f"generation-{seed}" for seed in range(len(images))))
+
+
+class TargetModels:
+    """The :class:`~attribench.method.ModelProvider` of an experiment."""
+
+    def __init__(self, store: ArtifactStore, target: TrainJob) -> None:
+        self._store, self._target = store, target
+
+    def target_model(self) -> nn.Module:
+        return self._target.load(self._store)
+
+    def checkpoints(self) -> Iterator[nn.Module]:
+        return (self._target.load_checkpoint(self._store, name) for name in self._target.checkpoint_names())
+
+
+class _NoTask:
+    def advance(self, amount: float = 1.0) -> None:
+        pass
+
+
+_no_task = _NoTask()

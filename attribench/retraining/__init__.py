@@ -1,0 +1,1 @@
+"""Retraining on random subsets: masks, jobs, executors, ground truth."""
