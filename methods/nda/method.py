@@ -1,0 +1,167 @@
+"""The method: NDA's patch scores, combined over timesteps, noise draws and two resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
+from attribench.errors import AttribenchError, UsageError, nearest
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.methods.nda.convolution import patch_influence
+from attribench.methods.nda.patches import check_patch_size
+from attribench.registry import register_method
+
+T = TypeVar("T", int, float)
+
+
+class PatchScorer(Protocol):
+    """Scores the train images it was made for: :func:`patch_influence` without its ``train``."""
+
+    def __call__(
+        self, noisy_query: Tensor, alpha_bar: float, patch_size: int, top_k: int, downsample: int
+    ) -> Tensor: ...
+
+
+def _convolution(train: Tensor) -> PatchScorer:
+    def scorer(noisy_query: Tensor, alpha_bar: float, patch_size: int, top_k: int, downsample: int) -> Tensor:
+        return patch_influence(noisy_query, train, alpha_bar, patch_size, top_k, downsample)
+
+    return scorer
+
+
+#: Ways to compute the same scores. Each takes the train images in [-1, 1], ``(num_train, C, H, W)``, once.
+ENGINES: dict[str, Callable[[Tensor], PatchScorer]] = {"convolution": _convolution}
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One summand of the score: a timestep at one resolution."""
+
+    timestep: int
+    patch_size: int
+    downsample: int
+    weight: float
+
+
+@register_method("nda")
+class NDA(AttributionMethod):
+    """Nonparametric data attribution: compares patches of the noisy query with train images; needs no model.
+
+    Every patch of the noised query divides a weight of 1 among all patches of all train images, by the posterior that
+    each is what the patch was before the noise (arXiv 2510.14269). A train image's score at a timestep and resolution
+    is the weight it gets from all patches, so it lies between 0 and their number. Scores are averaged over timesteps
+    and noise draws. All queries share the noise of a timestep.
+
+    Args:
+        timesteps: diffusion timesteps, each in 0..999; above 500 there is little but noise.
+        patch_size: side of the patches at full resolution, one for all timesteps or one a timestep. May exceed the
+            image; should grow with the timestep.
+        low_resolution_patch_size: side of the patches, in pixels of the full image, that are compared at half
+            resolution; even; one for all timesteps or one a timestep; null for full resolution alone.
+        alpha: weight of the full-resolution score, in [0, 1], the low-resolution score having 1 - alpha; one for all
+            timesteps or one a timestep. A score of weight 0 is not computed. Without low resolution it has no effect.
+        top_k: how many patches of a train image count for each patch of the query: the best matching ones.
+        noise_draws: draws of noise a timestep to average over.
+        engine: how the scores are computed; the scores agree up to rounding.
+
+    Raises:
+        UsageError: an option is out of range, or has neither one value nor one a timestep.
+    """
+
+    access = Access.DATA
+
+    def __init__(
+        self,
+        timesteps: Sequence[int] = (100, 200, 300, 400, 500),
+        patch_size: int | Sequence[int] = (7, 9, 11, 15, 21),
+        low_resolution_patch_size: int | Sequence[int] | None = (14, 14, 18, 22, 22),
+        alpha: float | Sequence[float] = 0.5,
+        top_k: int = 100,
+        noise_draws: int = 1,
+        engine: Literal["convolution"] = "convolution",
+    ) -> None:
+        if not timesteps:
+            raise UsageError("timesteps: at least one is needed.")
+        for timestep in timesteps:
+            if not 0 <= timestep < NUM_TIMESTEPS:
+                raise UsageError(f"timesteps: each must lie in 0..{NUM_TIMESTEPS - 1}; got {timestep}.")
+        for name, count in (("top_k", top_k), ("noise_draws", noise_draws)):
+            if count < 1:
+                raise UsageError(f"{name} must be at least 1; got {count}.")
+        if engine not in ENGINES:
+            raise UsageError(f"Unknown engine {engine!r}.{nearest(engine, ENGINES)} Known: {', '.join(ENGINES)}.")
+        self._terms = _terms(timesteps, patch_size, low_resolution_patch_size, alpha)
+        self._num_timesteps = len(timesteps)
+        self._top_k, self._noise_draws, self._engine = top_k, noise_draws, engine
+        self._device = torch.device("cpu")
+        self._scorer: PatchScorer | None = None
+
+    def prepare(self, context: AttributionContext) -> None:
+        """Move the train images to where they are compared."""
+        # Apple's GPUs have no float64, which sums over patches need.
+        self._device = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._scorer = ENGINES[self._engine](context.train.unit_range().to(self._device))
+
+    def attribute(self, queries: Queries) -> Tensor:
+        """Return float32 scores ``(num_queries, num_train)``, nonnegative; see the class."""
+        if self._scorer is None:
+            raise AttribenchError("NDA is not prepared: call start(method, context) first.")
+        context = self.context
+        images = queries.unit_range().to(self._device)
+        total = len(images) * len(self._terms) * self._noise_draws
+        scores = torch.zeros(len(images), len(context.train), dtype=torch.float64)
+        with context.progress.task("comparing patches", total) as progress:
+            for image, row in zip(images, scores, strict=True):
+                for term in self._terms:
+                    for draw in range(self._noise_draws):
+                        row += term.weight * self._score(image, term, draw, self._scorer).to("cpu", torch.float64)
+                        progress.advance()
+        return (scores / (self._num_timesteps * self._noise_draws)).to(torch.float32)
+
+    def _score(self, image: Tensor, term: _Term, draw: int, scorer: PatchScorer) -> Tensor:
+        schedule = self.context.schedule
+        # "nda" stands where a sample's id would: one draw of a timestep serves all queries.
+        noise = sample_noise(self.context.seed, "nda", term.timestep, draw, image.shape).to(image.device)
+        noisy = schedule.add_noise(image, noise, term.timestep)
+        alpha_bar = schedule.alpha_bar[term.timestep].item()
+        return scorer(noisy, alpha_bar, term.patch_size, self._top_k, term.downsample)
+
+
+def _terms(
+    timesteps: Sequence[int],
+    patch_size: int | Sequence[int],
+    low_resolution_patch_size: int | Sequence[int] | None,
+    alpha: float | Sequence[float],
+) -> list[_Term]:
+    """The summands of a score, those of weight 0 left out; checks the options on the way."""
+    count = len(timesteps)
+    full_sizes = _each("patch_size", patch_size, count)
+    weights = _each("alpha", alpha, count)
+    for weight in weights:
+        if not 0.0 <= weight <= 1.0:
+            raise UsageError(f"alpha must lie in [0, 1]; got {weight}.")
+    for size in full_sizes:
+        check_patch_size(size, downsample=1)
+    if low_resolution_patch_size is None:
+        return [_Term(timestep, size, 1, 1.0) for timestep, size in zip(timesteps, full_sizes, strict=True)]
+    low_sizes = _each("low_resolution_patch_size", low_resolution_patch_size, count)
+    for size in low_sizes:
+        check_patch_size(size, downsample=2)
+    terms = []
+    for timestep, full_size, low_size, weight in zip(timesteps, full_sizes, low_sizes, weights, strict=True):
+        terms += [_Term(timestep, full_size, 1, weight), _Term(timestep, low_size, 2, 1.0 - weight)]
+    return [term for term in terms if term.weight > 0.0]
+
+
+def _each(name: str, value: T | Sequence[T], count: int) -> Sequence[T]:
+    """One value a timestep, from one for all or a list."""
+    if not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{name}: {len(value)} values for {count} timesteps; give one for all, or one a timestep.")
+    return value

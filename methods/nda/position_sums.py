@@ -1,0 +1,56 @@
+"""A softmax over a stream of train images that remembers each image's largest weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+#: An image holding less than this share of a position's weights skips the search for its k largest: all are kept.
+NEGLIGIBLE_SHARE = 1e-9
+
+
+class PositionSums:
+    """What every train image gets of the weights of some positions of the query: the sum of its k largest.
+
+    Weights are softmax over all candidates of all train images, which come chunk by chunk. They are held relative to
+    the best match so far, in log scale, so nothing overflows and the result does not depend on the chunks.
+
+    Args:
+        positions: flat indices of the positions; kept for the caller.
+        num_train: how many train images there will be.
+        top_k: how many candidates of a train image count.
+        dtype: of the result.
+    """
+
+    def __init__(self, positions: Tensor, num_train: int, top_k: int, dtype: torch.dtype) -> None:
+        self.positions = positions
+        self._top_k = top_k
+        self._peak = torch.full((len(positions),), -math.inf, dtype=torch.float64, device=positions.device)
+        self._total = torch.zeros_like(self._peak)
+        self._kept = torch.empty((num_train, len(positions)), dtype=dtype, device=positions.device)
+        self._peaks: list[tuple[int, int, Tensor]] = []
+
+    def add(self, start: int, logits: Tensor) -> None:
+        """Take in the train images from ``start`` on; overwrites their ``logits``, ``(n, positions, candidates)``."""
+        peak = torch.maximum(self._peak, logits.amax((0, 2)))
+        # Below the floor lie denormal numbers: worth nothing here, and 30 times slower on a CPU.
+        floor = math.ceil(math.log(torch.finfo(logits.dtype).tiny))
+        weights = logits.sub_(peak.to(logits.dtype)[:, None]).clamp_(min=floor).exp_()
+        sums = weights.sum(2)
+        self._total = self._total * (self._peak - peak).exp() + sums.sum(0, dtype=torch.float64)
+        self._peak = peak
+        if self._top_k < weights.shape[2]:
+            # The total only grows relative to these weights: what is negligible now will be so in the end.
+            large = sums > NEGLIGIBLE_SHARE * self._total
+            sums[large] = weights[large].topk(self._top_k, sorted=False).values.sum(1)
+        stop = start + len(logits)
+        self._kept[start:stop] = sums
+        self._peaks.append((start, stop, peak))
+
+    def influence(self) -> Tensor:
+        """The normalised sums, ``(num_train, positions)``, in [0, 1]; to be called once, after the last image."""
+        for start, stop, peak in self._peaks:
+            self._kept[start:stop] *= (peak - self._peak).exp() / self._total
+        return self._kept
