@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from sample_records import sample_record, sample_result
+
+from attribench.reporting.tables import FORMATS, leaderboards, render
+
+
+def test_every_number_stands_with_its_preset_its_interval_and_what_it_was_tuned_on() -> None:
+    (table,) = leaderboards([sample_record(tuned_on="validation queries")])
+    assert table.title == "digits, preset small"
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["validation LDS×100 [95 %]"] == "50.0 [40.0, 60.0]"
+    assert row["generation subsets-only"] == "39.0 ± 2.0"
+    assert row["tuned on"] == "validation queries"
+    assert (row["looks at"], row["prepare s"], row["s/query"]) == ("data", "1.50", "0.25")
+    assert (row["peak MiB"], row["stored MiB"]) == ("32", "1.0")
+    assert any("not comparable" in note for note in table.notes)
+
+
+def test_different_settings_never_share_a_table() -> None:
+    tables = leaderboards(
+        [
+            sample_record(),
+            sample_record(method="pixel"),
+            sample_record(setting_hash="other", overrides={"training.epochs": 3}),
+            sample_record(preset="paper", setting_hash="p"),
+        ]
+    )
+    assert [len(table.rows) for table in tables] == [2, 1, 1]
+    assert "changed: training.epochs=3" in tables[1].title
+    assert not any("not comparable" in note for note in tables[2].notes)
+
+
+def test_the_best_comes_first_and_a_missing_cell_stays_missing() -> None:
+    (table,) = leaderboards(
+        [
+            sample_record(method="half", results={"validation": sample_result(0.9)}),
+            sample_record(method="weak", results={"validation": sample_result(0.1), "generation": sample_result(0.1)}),
+            sample_record(method="strong"),
+        ]
+    )
+    assert [row[0] for row in table.rows] == ["strong", "weak", "half"]
+    assert table.rows[2][3] == "—"
+
+
+def test_undefined_queries_are_told() -> None:
+    (table,) = leaderboards([sample_record(results={"validation": sample_result(undefined=1)})])
+    assert any("nda: 1 of 2 validation queries" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_every_format_shows_every_cell(style: str) -> None:
+    text = render(leaderboards([sample_record(), sample_record(method="pixel_x&y")]), style)  # type: ignore[arg-type]
+    for part in ("50.0", "40.0", "60.0", "small", "nda"):
+        assert part in text
+    if style == "csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["method"] for row in rows] == ["nda", "pixel_x&y"]
+        assert rows[0]["table"] == "digits, preset small"
+    if style == "latex":
+        assert r"pixel\_x\&y" in text
+        assert r"\toprule" in text
