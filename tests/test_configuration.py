@@ -48,7 +48,7 @@ def test_a_wrong_option_gives_one_plain_line(values: dict[str, Any], message: st
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
-    assert resolve("digits", "small", [], {}).settings.training.epochs == 200
+    assert resolve("digits", "small", [], {}).settings.training.epochs == 150
     changed = resolve("digits", "small", [], {"training": {"epochs": "3"}})
     assert changed.settings.training.epochs == 3
     assert changed.overrides == {"training.epochs": 3}
@@ -56,7 +56,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
 
 
 def test_an_option_set_to_the_preset_s_own_value_changes_nothing() -> None:
-    assert resolve("digits", "small", [], {"training": {"epochs": "200"}}).overrides == {}
+    assert resolve("digits", "small", [], {"training": {"epochs": "150"}}).overrides == {}
 
 
 def test_a_data_set_s_options_for_a_method_apply_and_say_what_they_were_tuned_on() -> None:

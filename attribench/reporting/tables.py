@@ -17,6 +17,7 @@ from attribench.settings import QUERY_SETS
 Format = Literal["terminal", "markdown", "latex", "csv"]
 FORMATS: tuple[Format, ...] = ("terminal", "markdown", "latex", "csv")
 _MISSING = "—"
+NOT_TUNED = "nothing"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _row(record: Record) -> list[str]:
         f"{cost.seconds_per_query:.2g}",
         f"{cost.peak_bytes / 2**20:.0f}",
         f"{cost.stored_bytes / 2**20:.1f}",
-        record.tuned_on or "nothing",
+        record.tuned_on or NOT_TUNED,
     ]
 
 
@@ -131,22 +132,29 @@ def render(tables: Sequence[Table], style: Format) -> str:
 
 
 def _terminal(table: Table) -> str:
+    """Narrow enough for a terminal: what belongs to one query set shares a cell of two lines, headers break at words."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=max(100, Console().width), highlight=False)
-    console.print(table.title, style="bold", markup=False)
-    rich_table = RichTable(box=box.SIMPLE, pad_edge=False)
-    for index, name in enumerate(table.header):
-        rich_table.add_column(name, justify="left" if index in (0, len(table.header) - 1) else "right", overflow="fold")
+    console = Console(file=buffer, width=120, highlight=False)
+    rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    paired = 2 * len(QUERY_SETS)
+    header = [table.header[0]]
+    header += [f"{name}\nLDS×100 [95 %]\n(subsets only)" for name in QUERY_SETS]
+    header += [name.replace(" ", "\n") for name in table.header[1 + paired : -1]]
+    for index, name in enumerate(header):
+        rich_table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
     for row in table.rows:
-        rich_table.add_row(*[cell.replace("[", r"\[") for cell in row])
-    console.print(rich_table)
-    for note in table.notes:
-        console.print(note, style="dim", markup=False)
-    return buffer.getvalue()
+        cells = [row[0]]
+        cells += [f"{row[1 + 2 * k]}\n({row[2 + 2 * k]})" for k in range(len(QUERY_SETS))]
+        rich_table.add_row(*[Text(cell) for cell in cells + row[1 + paired : -1]])
+    tuned = "; ".join(f"{row[0]} on {row[-1]}" for row in table.rows if row[-1] != NOT_TUNED)
+    for part in (table.title, rich_table, *table.notes, f"Tuned: {tuned or 'nothing'}."):
+        console.print(part, markup=False)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _markdown(table: Table) -> str:

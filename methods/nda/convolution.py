@@ -103,13 +103,18 @@ def position_influence(
     query = _Query.of(noisy_query, train, alpha_bar, geometry)
     for items in _passes(query, len(train), memory_limit):
         chunk = max(1, memory_limit // 2 // max(query.bytes_per_image(item) for item in items))
-        sums = [PositionSums(item.positions, len(train), top_k, query.maps.dtype) for item in items]
+        # One tensor for all sums: many middle-sized ones, made and freed in turn, would tear the heap to pieces.
+        counts = [len(item.positions) for item in items]
+        kept = torch.empty((len(train), sum(counts)), dtype=query.maps.dtype, device=train.device)
+        sums = [PositionSums(part, top_k) for part in kept.split(counts, dim=1)]
         for start in range(0, len(train), chunk):
             candidates = _Candidates(train[start : start + chunk], query)
             for item, item_sums in zip(items, sums, strict=True):
                 item_sums.add(start, item.logits(query, candidates))
         for item_sums in sums:
-            yield item_sums.positions, item_sums.influence()
+            item_sums.finish()
+        yield torch.cat([item.positions for item in items]), kept
+        del kept, sums  # before the next run makes its own
 
 
 @dataclass(frozen=True)

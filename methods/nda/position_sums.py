@@ -18,18 +18,14 @@ class PositionSums:
     the best match so far, in log scale, so nothing overflows and the result does not depend on the chunks.
 
     Args:
-        positions: flat indices of the positions; kept for the caller.
-        num_train: how many train images there will be.
+        shares: ``(num_train, positions)``, filled by :meth:`add` and, in the end, :meth:`finish`.
         top_k: how many candidates of a train image count.
-        dtype: of the result.
     """
 
-    def __init__(self, positions: Tensor, num_train: int, top_k: int, dtype: torch.dtype) -> None:
-        self.positions = positions
-        self._top_k = top_k
-        self._peak = torch.full((len(positions),), -math.inf, dtype=torch.float64, device=positions.device)
+    def __init__(self, shares: Tensor, top_k: int) -> None:
+        self._shares, self._top_k = shares, top_k
+        self._peak = torch.full((shares.shape[1],), -math.inf, dtype=torch.float64, device=shares.device)
         self._total = torch.zeros_like(self._peak)
-        self._kept = torch.empty((num_train, len(positions)), dtype=dtype, device=positions.device)
         self._peaks: list[tuple[int, int, Tensor]] = []
 
     def add(self, start: int, logits: Tensor) -> None:
@@ -46,11 +42,10 @@ class PositionSums:
             large = sums > NEGLIGIBLE_SHARE * self._total
             sums[large] = weights[large].topk(self._top_k, sorted=False).values.sum(1)
         stop = start + len(logits)
-        self._kept[start:stop] = sums
+        self._shares[start:stop] = sums
         self._peaks.append((start, stop, peak))
 
-    def influence(self) -> Tensor:
-        """The normalised sums, ``(num_train, positions)``, in [0, 1]; to be called once, after the last image."""
+    def finish(self) -> None:
+        """Normalise the shares, each then in [0, 1]; to be called once, after the last image."""
         for start, stop, peak in self._peaks:
-            self._kept[start:stop] *= (peak - self._peak).exp() / self._total
-        return self._kept
+            self._shares[start:stop] *= (peak - self._peak).exp() / self._total
