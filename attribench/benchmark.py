@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attribench.artifacts import Artifact, ArtifactStore, Spec, Staging, canonical, digest_text
-from attribench.configuration import Config, MethodConfig
+from attribench.choices import load_choice
+from attribench.configuration import Config, MethodConfig, typed
 from attribench.cost import Cost, measure
 from attribench.data import AttributionDataModule, ImageSet
 from attribench.device import resolve_device
@@ -28,6 +29,7 @@ from attribench.method import Access, AttributionContext, AttributionMethod, Que
 from attribench.metrics.lds import linear_datamodeling_score, predict_outputs, undefined_queries
 from attribench.metrics.resampling import lds_interval, published_bootstrap, standard_error
 from attribench.progress import Progress
+from attribench.protocol import Halves, ProtocolName
 from attribench.records import (
     CostRecord,
     IntervalRecord,
@@ -57,14 +59,31 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def run(config: Config, runtime: Runtime, results: Path, progress: Progress) -> Outcome:
+def run(
+    config: Config,
+    runtime: Runtime,
+    results: Path,
+    progress: Progress,
+    *,
+    protocol: ProtocolName = "standard",
+    tuned: bool = False,
+) -> Outcome:
     """Run the benchmark: every method of ``config`` on both query sets; each record is filed under ``results``.
+
+    Args:
+        protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on.
+        tuned: apply the options that ``attribench tune`` chose under the same protocol.
 
     Raises:
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
     """
     experiment = open_experiment(config, runtime, progress)
-    methods = [(method, method.cls(**method.options)) for method in config.methods]  # bad options fail before any work
+    chosen = (
+        [apply_choice(method, experiment, config, results, protocol) for method in config.methods] if tuned else None
+    )
+    # Bad options fail before any work.
+    methods = [(method, method.cls(**method.options)) for method in chosen or config.methods]
+    halves = experiment.halves if protocol == "strict" else None
 
     experiment.prepare()
     queries = {name: experiment.queries(name) for name in QUERY_SETS}
@@ -80,8 +99,10 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress) -> 
             continue
         scoring = Scoring(experiment, method, method_config, context)
         scores = scoring.scores(queries)
-        evaluated = {key: evaluate(scores[key], queries[key], ground_truths[key]) for key in QUERY_SETS}
-        record = make_record(config, experiment, method_config, evaluated, scoring)
+        evaluated = {
+            key: evaluate(*reported(scores[key], queries[key], ground_truths[key], halves)) for key in QUERY_SETS
+        }
+        record = make_record(config, experiment, method_config, evaluated, scoring, protocol)
         path = save_record(record, results)
         progress.message(f"{name}: recorded in {path}")
         outcome.records.append(record)
@@ -99,6 +120,40 @@ def open_experiment(config: Config, runtime: Runtime, progress: Progress) -> Exp
     if data.label != config.dataset and data.label in DATAMODULES.names():
         raise UsageError(f"This data set may not be called {data.label!r}: another data set is. Change its label.")
     return Experiment(data, config.settings, runtime, progress)
+
+
+def apply_choice(
+    method: MethodConfig, experiment: Experiment, config: Config, results: Path, protocol: ProtocolName
+) -> MethodConfig:
+    """The method with the options that were chosen for it under this protocol.
+
+    Raises:
+        UsageError: it was not tuned in this setting, or options were given by hand as well.
+    """
+    if method.changed:
+        raise UsageError("--tuned applies chosen options: give no --method.OPTION beside it.")
+    identity = setting_hash(experiment, config)
+    choice = load_choice(results, experiment.label, config.preset, method.name, protocol, identity)
+    options = typed(method.cls, "method", choice.options)
+    return replace(method, name=f"{method.name} tuned", options=options, tuned_on=choice.tuned_on)
+
+
+def reported(
+    scores: Tensor, queries: Queries, truth: GroundTruth, halves: Halves | None
+) -> tuple[Tensor, Queries, GroundTruth]:
+    """What of scores and ground truth is reported: all of it, or the halves nothing was chosen on.
+
+    Of generated queries, which no choice looks at, all are reported, on the reporting half of the subsets.
+    """
+    if halves is None:
+        return scores, queries, truth
+    index = halves.reporting_queries if queries.name == "validation" else list(range(len(queries)))
+    subsets = halves.reporting_subsets
+    return (
+        scores[index],
+        Queries(queries.images[index], tuple(queries.ids[i] for i in index), queries.name),
+        GroundTruth(truth.masks[subsets], truth.losses[subsets][:, :, index], f"{truth.hash}/{subsets}"),
+    )
 
 
 def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
@@ -228,7 +283,12 @@ def evaluate(scores: Tensor, queries: Queries, truth: GroundTruth) -> QuerySetRe
 
 
 def make_record(
-    config: Config, experiment: Experiment, method: MethodConfig, results: dict[str, QuerySetResult], scoring: Scoring
+    config: Config,
+    experiment: Experiment,
+    method: MethodConfig,
+    results: dict[str, QuerySetResult],
+    scoring: Scoring,
+    protocol: ProtocolName,
 ) -> Record:
     """Put everything about one row together."""
     settings = asdict(config.settings)
@@ -237,6 +297,7 @@ def make_record(
     return Record(
         dataset=experiment.label,
         preset=config.preset,
+        protocol=protocol,
         overrides=config.overrides,
         method=row_name(method.name, method.changed),
         method_class=f"{method.cls.__module__}.{method.cls.__qualname__}",
@@ -248,15 +309,19 @@ def make_record(
         num_train=len(experiment.train),
         image_shape=list(experiment.train.image_shape),
         train_hash=experiment.train.content_hash,
-        setting_hash=digest_text(
-            canonical([experiment.train.content_hash, experiment.validation.content_hash, settings])
-        )[:32],
+        setting_hash=setting_hash(experiment, config),
         results=results,
         cost=scoring.cost,
         versions=scoring.versions,
         hardware=scoring.hardware,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def setting_hash(experiment: Experiment, config: Config) -> str:
+    """Identifies data and settings: what records of one table share, and what a choice of options is bound to."""
+    hashes = [experiment.train.content_hash, experiment.validation.content_hash]
+    return digest_text(canonical([*hashes, asdict(config.settings)]))[:32]
 
 
 def code_hash(cls: type[Any]) -> str:

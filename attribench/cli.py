@@ -108,6 +108,13 @@ def _add_setting_options(parser: Any, *, methods: bool) -> None:
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
 
 
+def _add_protocol_option(parser: Any) -> None:
+    from attribench.protocol import PROTOCOLS
+
+    parser.add_argument("--protocol", type=str, choices=PROTOCOLS, default="standard", help="standard, or strict: options "
+                        "are chosen on half of the validation queries and subsets, numbers are of the others.")  # fmt: skip
+
+
 def _add_runtime_options(parser: Any) -> None:
     """The fields of :class:`Runtime` with the help of its docstring."""
     from docstring_parser import parse
@@ -241,6 +248,8 @@ def _run(arguments: list[str]) -> int:
     parser = _parser("run", "Retrain, attribute, and score methods by LDS on both query sets; prints the table.")
     _add_setting_options(parser, methods=True)
     parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
+    parser.add_argument("--tuned", action="store_true", help="Apply the options that attribench tune chose.")
+    _add_protocol_option(parser)
     _add_runtime_options(parser)
     own, dotted = _split_dotted(arguments)
     if "-h" in own or "--help" in own:
@@ -256,12 +265,47 @@ def _run(arguments: list[str]) -> int:
     from attribench.progress import terminal_progress
     from attribench.reporting.tables import leaderboards, render
 
-    outcome = run(config, _runtime(options), Path(options.results), terminal_progress())
+    outcome = run(
+        config,
+        _runtime(options),
+        Path(options.results),
+        terminal_progress(),
+        protocol=options.protocol,
+        tuned=options.tuned,
+    )
     if outcome.records:
         print(render(leaderboards(outcome.records), "terminal").rstrip())
     for name, reason in outcome.skipped.items():
         print(f"{name} was skipped: {reason}")
     return 0 if outcome.records else 1
+
+
+def _tune(arguments: list[str]) -> int:
+    parser = _parser("tune", "Choose a method's options on validation queries; attribench run --tuned applies them.")
+    _add_setting_options(parser, methods=True)
+    parser.add_argument("--results", type=str, default="results", help="Folder the choice is filed in.")
+    _add_protocol_option(parser)
+    _add_runtime_options(parser)
+    own, dotted = _split_dotted(arguments)
+    if "-h" in own or "--help" in own:
+        _print_help(parser, arguments, methods=True)
+        return 0
+    options = _parse(parser, own)
+    config = _resolve(options, dotted, _method_names(options.method))
+    if options.print_config:
+        print(_show_config(config))
+        return 0
+
+    from attribench.progress import terminal_progress
+    from attribench.tuning import tune
+
+    for method in config.methods:
+        choice, path = tune(
+            config, method, _runtime(options), Path(options.results), options.protocol, terminal_progress()
+        )
+        tried = f"best of {len(choice.trials)} tried, LDS×100 {100 * choice.lds:.1f} on the choosing data"
+        print(f"{method.name}: {tried}: {choice.tuned_on}\n  {choice.options}\n  filed in {path}")
+    return 0
 
 
 def _ground_truth(arguments: list[str]) -> int:
@@ -367,6 +411,7 @@ def _table(arguments: list[str]) -> int:
 
 COMMANDS = (
     Command("run", "retrain, attribute and score methods by LDS; prints and records the table", _run),
+    Command("tune", "choose a method's options on validation queries", _tune),
     Command("ground-truth", "only train the models and measure their losses", _ground_truth),
     Command("status", "what is done, what is missing, sizes on disk", _status),
     Command("list", "methods, data sets and presets", _list),

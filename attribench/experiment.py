@@ -17,6 +17,7 @@ from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries
 from attribench.progress import Progress, Task, silent_progress
+from attribench.protocol import Halves
 from attribench.retraining.executors import make_executor
 from attribench.retraining.jobs import Job, LossJob, TrainJob, save_images
 from attribench.retraining.subsets import subset_masks
@@ -73,6 +74,12 @@ class Experiment:
         """bool ``(num_subsets, num_train)``."""
         labels = self.train.labels if self.stratify else None
         return subset_masks(len(self.train), labels, self.settings.ground_truth)
+
+    @cached_property
+    def halves(self) -> Halves:
+        """The halves of validation queries and subsets for the strict protocol."""
+        ground_truth = self.settings.ground_truth
+        return Halves.of(len(self.validation), ground_truth.num_subsets, ground_truth.seed)
 
     @cached_property
     def target(self) -> TrainJob:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,13 @@ class Queries:
     def unit_range(self) -> Tensor:
         """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
         return to_unit_range(self.images)
+
+
+class Evaluate(Protocol):
+    """What a search measures options with."""
+
+    def __call__(self, options: Mapping[str, Any]) -> float:
+        """The mean LDS, in −1…1, of these options on the choosing data."""
 
 
 class ModelProvider(Protocol):
@@ -138,6 +146,8 @@ class AttributionMethod(ABC):
     """
 
     access: ClassVar[Access]
+    #: What ``attribench tune`` tries: option → values, searched as a full grid unless :meth:`search` is overridden.
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     _context: AttributionContext | None = None
 
     @property
@@ -160,6 +170,21 @@ class AttributionMethod(ABC):
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Say in one line why this method cannot run here, or return None. Optional; never raise for that."""
         return None
+
+    @classmethod
+    def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose options for ``attribench tune``; by default the best of the full grid of :attr:`search_space`. Optional.
+
+        Args:
+            evaluate: gives the mean LDS (−1…1, higher is better) that options have on the choosing data.
+            options: the configuration at hand; what the search leaves out keeps this value.
+
+        Returns:
+            The chosen options; of equally good ones the first tried.
+        """
+        names = list(cls.search_space)
+        grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*cls.search_space.values())]
+        return max(grid, key=evaluate)
 
 
 def start(method: AttributionMethod, context: AttributionContext) -> None:

@@ -85,6 +85,7 @@ class Record(_Model):
     Attributes:
         dataset: the data set's label, e.g. ``cifar2``.
         preset: the preset the settings started from.
+        protocol: ``strict`` if the numbers are of the halves nothing was chosen on.
         overrides: what the caller changed in the settings, as dotted names; empty for the preset itself.
         method: the row's name.
         method_class: import path of the class.
@@ -99,6 +100,7 @@ class Record(_Model):
     schema_version: Literal[1] = SCHEMA_VERSION
     dataset: str
     preset: str
+    protocol: Literal["standard", "strict"] = "standard"
     overrides: dict[str, Any] = Field(default_factory=dict)
     method: str
     method_class: str
@@ -121,7 +123,8 @@ class Record(_Model):
     def path(self) -> Path:
         """Where the record is filed, relative to the results folder."""
         setting = self.preset if not self.overrides else f"{self.preset}+{_slug(self.overrides)}"
-        return Path("records", _safe(self.dataset), setting, f"{_safe(self.method)}.json")
+        suffix = "" if self.protocol == "standard" else f".{self.protocol}"
+        return Path("records", _safe(self.dataset), setting, f"{_safe(self.method)}{suffix}.json")
 
 
 def _safe(text: str) -> str:

@@ -39,9 +39,10 @@ class Table:
 
 def leaderboards(records: Sequence[Record]) -> list[Table]:
     """One table for each group of records that may be compared: same data, same setting, same ground truth."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.dataset, record.preset, record.setting_hash), []).append(record)
+        key = (record.dataset, record.preset, record.protocol, record.setting_hash)
+        groups.setdefault(key, []).append(record)
     return [_table(group) for group in groups.values()]
 
 
@@ -93,6 +94,8 @@ def _published_cell(result: QuerySetResult | None) -> str:
 
 def _title(record: Record) -> str:
     title = f"{record.dataset}, preset {record.preset}"
+    if record.protocol == "strict":
+        title += ", strict protocol (reported on queries and subsets that no options were chosen on)"
     if record.overrides:
         changes = ", ".join(f"{key}={value}" for key, value in sorted(record.overrides.items()))
         title += f", changed: {changes}"

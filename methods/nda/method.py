@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.methods.nda.convolution import patch_influence
 from attribench.methods.nda.patches import check_patch_size
+from attribench.methods.nda.search import search_per_timestep
 from attribench.registry import register_method
 
 T = TypeVar("T", int, float)
@@ -100,6 +101,11 @@ class NDA(AttributionMethod):
         self._top_k, self._noise_draws, self._engine = top_k, noise_draws, engine
         self._device = torch.device("cpu")
         self._scorer: PatchScorer | None = None
+
+    @classmethod
+    def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose patch sizes and α a timestep, the largest timestep, and top-k."""
+        return search_per_timestep(evaluate, options)
 
     def prepare(self, context: AttributionContext) -> None:
         """Move the train images to where they are compared."""
