@@ -191,6 +191,9 @@ class Scoring:
             "seed": context.seed,
             "weights": target.digest if target else None,
         }
+        inputs = method.inputs_hash()
+        if inputs:
+            self.spec = {**self.spec, "inputs": inputs}
         self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
         self.hardware: dict[str, Any] = {}
         self.versions: dict[str, str] = {}

@@ -186,6 +186,13 @@ class AttributionMethod(ABC):
         grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*cls.search_space.values())]
         return max(grid, key=evaluate)
 
+    def inputs_hash(self) -> str:
+        """Identify by their content the files that scores depend on and that only their path names. Optional.
+
+        Called after :meth:`skip_reason`. Stored scores of another hash are not used.
+        """
+        return ""
+
 
 def start(method: AttributionMethod, context: AttributionContext) -> None:
     """Give ``method`` its context and let it prepare. Called once, before :func:`score`."""

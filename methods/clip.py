@@ -6,6 +6,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from attribench.artifacts import canonical, digest_text
 from attribench.embeddings import ImageEmbedder
 from attribench.errors import UsageError
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
@@ -51,6 +52,10 @@ class CLIP(AttributionMethod):
         if context.train.image_shape[0] not in (1, 3):
             return f"CLIP needs grey or RGB images; these have {context.train.image_shape[0]} channels."
         return self._embedder.unavailable()
+
+    def inputs_hash(self) -> str:
+        """Architecture, pre-processing and weights."""
+        return digest_text(canonical(self._embedder.spec))
 
     def prepare(self, context: AttributionContext) -> None:
         """Embed the train images, or take their embeddings from the store."""

@@ -103,10 +103,9 @@ def position_influence(
     query = _Query.of(noisy_query, train, alpha_bar, geometry)
     for items in _passes(query, len(train), memory_limit):
         chunk = max(1, memory_limit // 2 // max(query.bytes_per_image(item) for item in items))
-        # One tensor for all sums: many middle-sized ones, made and freed in turn, would tear the heap to pieces.
         counts = [len(item.positions) for item in items]
         kept = torch.empty((len(train), sum(counts)), dtype=query.maps.dtype, device=train.device)
-        sums = [PositionSums(part, top_k) for part in kept.split(counts, dim=1)]
+        sums = [PositionSums(part, top_k, chunk) for part in torch.split(kept, counts, dim=1)]
         for start in range(0, len(train), chunk):
             candidates = _Candidates(train[start : start + chunk], query)
             for item, item_sums in zip(items, sums, strict=True):

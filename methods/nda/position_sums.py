@@ -20,13 +20,16 @@ class PositionSums:
     Args:
         shares: ``(num_train, positions)``, filled by :meth:`add` and, in the end, :meth:`finish`.
         top_k: how many candidates of a train image count.
+        chunk: how many train images come at a time.
     """
 
-    def __init__(self, shares: Tensor, top_k: int) -> None:
-        self._shares, self._top_k = shares, top_k
+    def __init__(self, shares: Tensor, top_k: int, chunk: int) -> None:
+        self._shares, self._top_k, self._chunk = shares, top_k, chunk
         self._peak = torch.full((shares.shape[1],), -math.inf, dtype=torch.float64, device=shares.device)
         self._total = torch.zeros_like(self._peak)
-        self._peaks: list[tuple[int, int, Tensor]] = []
+        # What each chunk's shares are relative to. (In one tensor: small ones that stay, made between large ones that
+        # go, would tear the heap to pieces.)
+        self._peaks = self._peak.new_empty(-(-len(shares) // chunk), len(self._peak))
 
     def add(self, start: int, logits: Tensor) -> None:
         """Take in the train images from ``start`` on; overwrites their ``logits``, ``(n, positions, candidates)``."""
@@ -41,11 +44,10 @@ class PositionSums:
             # The total only grows relative to these weights: what is negligible now will be so in the end.
             large = sums > NEGLIGIBLE_SHARE * self._total
             sums[large] = weights[large].topk(self._top_k, sorted=False).values.sum(1)
-        stop = start + len(logits)
-        self._shares[start:stop] = sums
-        self._peaks.append((start, stop, peak))
+        self._shares[start : start + self._chunk] = sums
+        self._peaks[start // self._chunk] = peak
 
     def finish(self) -> None:
         """Normalise the shares, each then in [0, 1]; to be called once, after the last image."""
-        for start, stop, peak in self._peaks:
-            self._shares[start:stop] *= (peak - self._peak).exp() / self._total
+        for shares, peak in zip(self._shares.split(self._chunk), self._peaks, strict=True):
+            shares *= (peak - self._peak).exp() / self._total

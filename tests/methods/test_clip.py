@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 
 from attribench import Access, AttributionContext, ImageSet, Queries, clip_models, embeddings
 from attribench.artifacts import ArtifactStore
+from attribench.cli import main
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.embeddings import ImageEmbedder
 from attribench.errors import AttribenchError, UsageError
 from attribench.method import score, start
 from attribench.methods.clip import CLIP
+from attribench.records import load_records
 from attribench.testing import check_method
 
 TINY = {
@@ -200,11 +202,31 @@ def test_other_weights_at_the_same_path_are_other_embeddings(tiny: dict[str, Any
     checkpoint = tmp_path / "weights.safetensors"
     state = reference_model().state_dict()
     train = images(3, 0)
-    made = []
+    made, hashes = [], set()
     for factor in (1.0, 2.0):
         save_file({**state, "visual.proj": factor * state["visual.proj"]}, checkpoint)
-        made.append(started(train, tmp_path, model=tiny["model"], checkpoint=str(checkpoint))._train)
+        method = started(train, tmp_path, model=tiny["model"], checkpoint=str(checkpoint))
+        made.append(method._train)
+        hashes.add(method.inputs_hash())
     assert torch.allclose(made[1], 2 * made[0])
+    assert len(hashes) == 2
+
+
+def test_a_run_takes_no_scores_of_other_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "weights.safetensors"
+    command = ["run", "--dataset", "digits", "--preset", "smoke", "--accelerator", "cpu", "--method", "clip"]
+    command += ["--method.model", tiny["model"], "--method.checkpoint", str(checkpoint)]
+    command += ["--workdir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    state = reference_model().state_dict()
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(2):
+        save_file({**state, "visual.proj": torch.randn(64, 12, generator=generator)}, checkpoint)
+        assert main(command) == 0
+        (record,) = load_records(tmp_path / "results")
+        assert record.access == "DATA"
+        seen.append(record.results["validation"].per_query)
+    assert seen[0] != seen[1]
 
 
 @pytest.mark.usefixtures("offline")
