@@ -101,7 +101,7 @@ def _add_setting_options(parser: Any, *, methods: bool) -> None:
 
     if methods:
         parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
-                            "import paths (my_package.MyMethod), YAML files.")  # fmt: skip
+                            "import paths (my_package.MyMethod), YAML files; all = every one that can run.")  # fmt: skip
     parser.add_argument("--dataset", type=str, default="digits", help="Data set: a name, an import path, a YAML file.")
     parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: small).")
     parser.add_argument("--config", type=str, help="YAML file with the options below, as --print_config prints them.")
@@ -191,11 +191,16 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
     return resolve(dataset, preset, methods, dotted)
 
 
-def _method_names(text: str) -> list[str]:
+def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
+    """The methods asked for, and of ``all`` those that cannot be loaded, with their errors."""
+    from attribench.configuration import all_methods
+
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UsageError("--method is empty. See attribench list.")
-    return list(dict.fromkeys(names))
+    if "all" in names:
+        return all_methods()
+    return list(dict.fromkeys(names)), {}
 
 
 def _runtime(options: Any) -> Runtime:
@@ -256,7 +261,8 @@ def _run(arguments: list[str]) -> int:
         _print_help(parser, arguments, methods=True)
         return 0
     options = _parse(parser, own)
-    config = _resolve(options, dotted, _method_names(options.method))
+    names, broken = _method_names(options.method)
+    config = _resolve(options, dotted, names)
     if options.print_config:
         print(_show_config(config))
         return 0
@@ -275,7 +281,7 @@ def _run(arguments: list[str]) -> int:
     )
     if outcome.records:
         print(render(leaderboards(outcome.records), "terminal").rstrip())
-    for name, reason in outcome.skipped.items():
+    for name, reason in {**outcome.skipped, **broken}.items():
         print(f"{name} was skipped: {reason}")
     return 0 if outcome.records else 1
 
@@ -291,7 +297,7 @@ def _tune(arguments: list[str]) -> int:
         _print_help(parser, arguments, methods=True)
         return 0
     options = _parse(parser, own)
-    config = _resolve(options, dotted, _method_names(options.method))
+    config = _resolve(options, dotted, _method_names(options.method)[0])
     if options.print_config:
         print(_show_config(config))
         return 0

@@ -204,6 +204,25 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     return MethodConfig(row, cls, options, touched, tuned_on)
 
 
+def all_methods() -> tuple[list[str], dict[str, str]]:
+    """What ``--method all`` means: every method, by its named configurations where there are some.
+
+    Returns:
+        The names, and the error of each method that cannot be loaded.
+    """
+    configured: dict[str, list[str]] = {}
+    for name, path in sorted(shipped("methods").items()):
+        configured.setdefault(str(read_yaml(path).get("method")), []).append(name)
+    names: list[str] = []
+    broken: dict[str, str] = {}
+    for entry in METHODS.entries():
+        if entry.error is not None:
+            broken[entry.name] = entry.error
+        else:
+            names += configured.get(entry.name, [entry.name])
+    return names, broken
+
+
 def typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``values`` against the signature of ``cls`` and fill in its defaults.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -225,16 +225,3 @@ def score(method: AttributionMethod, queries: Queries) -> Tensor:
     if not torch.isfinite(scores).all():
         raise AttribenchError(f"{name}.attribute returned NaN or infinite scores.")
     return scores
-
-
-def method_options(method: AttributionMethod, given: Mapping[str, object]) -> dict[str, object]:
-    """The full configuration of ``method``: the options given plus the defaults of its ``__init__``."""
-    import inspect
-
-    options: dict[str, object] = {}
-    initializer: Callable[..., None] = type(method).__init__
-    for name, parameter in list(inspect.signature(initializer).parameters.items())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        options[name] = given.get(name, parameter.default)
-    return options

@@ -14,6 +14,7 @@ from PIL import Image
 
 from attribench.cli import main
 from attribench.records import load_records
+from attribench.registry import METHODS
 
 SMOKE = ["--dataset", "digits", "--preset", "smoke", "--accelerator", "cpu", "--workers", "1"]
 
@@ -86,6 +87,19 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("computed again"))
     assert run(finished, "nda,pixel,random") == 0
     assert {path: path.read_bytes() for path in (finished / "results").rglob("*.json")} == before
+
+
+def test_all_runs_every_method_and_lists_the_others_with_the_reason(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(finished, "all") == 0
+    printed = capsys.readouterr().out
+    recorded = {record.method for record in load_records(finished / "results")}
+    for name in METHODS.names():
+        rows = {name, f"{name}-dot", f"{name}-cosine"}
+        assert rows & recorded or any(f"{row} was skipped: " in printed for row in rows), name
+    assert {"pixel-dot", "pixel-cosine", "nda", "random"} <= recorded
 
 
 def test_an_edited_option_is_a_row_of_its_own(finished: Path) -> None:

@@ -11,7 +11,7 @@ from attribench import Access, AttributionContext, AttributionMethod, ImageSet, 
 from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AccessError, AttribenchError, DataError
-from attribench.method import method_options, score, start
+from attribench.method import score, start
 
 
 class Models:
@@ -81,10 +81,6 @@ def test_wrong_scores_and_wrong_queries_are_refused(tmp_path: Path) -> None:
 def test_a_method_without_a_context_says_so() -> None:
     with pytest.raises(AttribenchError, match="no context yet"):
         Constant().attribute(queries())
-
-
-def test_options_are_the_constructor_s_parameters_with_defaults() -> None:
-    assert method_options(Constant(), {"rows": 5}) == {"value": 1.0, "rows": 5}
 
 
 def test_queries_can_be_sliced() -> None:

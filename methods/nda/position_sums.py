@@ -49,5 +49,5 @@ class PositionSums:
 
     def finish(self) -> None:
         """Normalise the shares, each then in [0, 1]; to be called once, after the last image."""
-        for shares, peak in zip(self._shares.split(self._chunk), self._peaks, strict=True):
+        for shares, peak in zip(torch.split(self._shares, self._chunk), self._peaks, strict=True):
             shares *= (peak - self._peak).exp() / self._total

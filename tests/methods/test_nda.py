@@ -152,34 +152,25 @@ def test_memory_limit_changes_nothing(patch_size: int, downsample: int) -> None:
 @pytest.mark.parametrize("limit", [200_000, 1_000_000])
 def test_memory_limit_bounds_what_is_alive(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     noisy, train, alpha_bar = problem(3, 50, 3, 16, 16, 200)
-    logits_bytes, alive, sums_bytes = [0], 0, [0]
+    logits_bytes: list[int] = []
+    shares_bytes: dict[int, int] = {}  # of every run over the train images, by its tensor
 
     class Recorded(PositionSums):
-        def __init__(self, positions: Tensor, num_train: int, top_k: int, dtype: torch.dtype) -> None:
-            nonlocal alive
-            super().__init__(positions, num_train, top_k, dtype)
-            alive += self._kept.nbytes
-            sums_bytes.append(alive)
-
         def add(self, start: int, logits: Tensor) -> None:
             logits_bytes.append(logits.nbytes)
+            storage = self._shares.untyped_storage()
+            shares_bytes[storage.data_ptr()] = storage.nbytes()
             super().add(start, logits)
-
-        def influence(self) -> Tensor:
-            nonlocal alive
-            influence = super().influence()
-            alive -= influence.nbytes
-            return influence
 
     monkeypatch.setattr(convolution, "PositionSums", Recorded)
     patch_influence(noisy, train, alpha_bar, 5, 10)
     # Without the limit far more is alive: all positions × images, and a block of logits of all images.
-    assert max(sums_bytes) == 256 * 50 * 4
+    assert max(shares_bytes.values()) == 256 * 50 * 4
     assert max(logits_bytes) == 144 * 144 * 50 * 4
     logits_bytes.clear()
-    sums_bytes.clear()
+    shares_bytes.clear()
     patch_influence(noisy, train, alpha_bar, 5, 10, memory_limit=limit)
-    assert 0 < max(sums_bytes) <= limit // 4
+    assert 0 < max(shares_bytes.values()) <= limit // 4
     assert 0 < max(logits_bytes) <= limit // 2 // convolution.BUFFERS
 
 
