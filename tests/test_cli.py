@@ -83,7 +83,12 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in (finished / "results").rglob("*.json")}
-    for name in ("attribench.diffusion.training.train_network", "attribench.method.AttributionMethod.prepare"):
+    for name in (
+        "attribench.retraining.jobs.train_network",
+        "attribench.retraining.jobs.denoising_losses",
+        "attribench.experiment.generate_images",
+        "attribench.benchmark.start",
+    ):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("computed again"))
     assert run(finished, "nda,pixel,random") == 0
     assert {path: path.read_bytes() for path in (finished / "results").rglob("*.json")} == before
@@ -92,7 +97,8 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
 def test_all_runs_every_method_and_lists_the_others_with_the_reason(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(finished / "hub"))
     assert run(finished, "all") == 0
     printed = capsys.readouterr().out
     recorded = {record.method for record in load_records(finished / "results")}

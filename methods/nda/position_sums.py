@@ -49,5 +49,6 @@ class PositionSums:
 
     def finish(self) -> None:
         """Normalise the shares, each then in [0, 1]; to be called once, after the last image."""
-        for shares, peak in zip(torch.split(self._shares, self._chunk), self._peaks, strict=True):
-            shares *= (peak - self._peak).exp() / self._total
+        for index, peak in enumerate(self._peaks):
+            start = index * self._chunk
+            self._shares[start : start + self._chunk] *= (peak - self._peak).exp() / self._total
