@@ -115,6 +115,11 @@ class Staging:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.notes: dict[str, Any] = {}
+
+    def note(self, **notes: Any) -> None:
+        """Put something into the artifact's ``info``: worth knowing, but no part of what its digest is taken of."""
+        self.notes.update(notes)
 
     def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as ``<name>.safetensors``."""
@@ -143,7 +148,7 @@ class Artifact:
 
     Attributes:
         digest: SHA-256 over the payload's checksums: two artifacts with one digest have the same payload, bit for bit.
-        info: what is worth knowing but is not part of the identity (seconds it took, host).
+        info: what is worth knowing but is not part of the identity (seconds it took, host, what its builder noted).
     """
 
     kind: str
@@ -295,9 +300,11 @@ class ArtifactStore:
             for stale in parent.glob(f".{key}.*.tmp"):  # left by a killed process: we hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir()
-            build(Staging(temporary))
+            staging = Staging(temporary)
+            build(staging)
             (temporary / SPEC).write_text(canonical(spec), "utf-8")
-            info = {"seconds": round(time.perf_counter() - started, 3), "host": socket.gethostname()}
+            seconds = round(time.perf_counter() - started, 3)
+            info = {**staging.notes, "seconds": seconds, "host": socket.gethostname()}
             self._write_manifest(temporary, kind, info)
             temporary.rename(folder)
             _sync_folder(parent)

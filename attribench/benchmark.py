@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from attribench.artifacts import Artifact, ArtifactStore, Spec, Staging, canonical, digest_text
 from attribench.choices import load_choice
 from attribench.configuration import Config, MethodConfig, typed
-from attribench.cost import Cost, measure
+from attribench.cost import measure
 from attribench.data import AttributionDataModule, ImageSet
 from attribench.device import resolve_device
 from attribench.diffusion.noise import NoiseSchedule
@@ -41,6 +42,7 @@ from attribench.records import (
 )
 from attribench.registry import DATAMODULES
 from attribench.settings import QUERY_SETS, Runtime
+from attribench.shared import SharedStore, Usage
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
@@ -157,7 +159,7 @@ def reported(
 
 
 def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
-    """What ``method`` gets to work with; models only as far as it declared."""
+    """What ``method`` gets to work with; models, and what was made from them, only as far as it declared."""
     access = getattr(type(method), "access", None)
     if not isinstance(access, Access):
         raise AttribenchError(f"{type(method).__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
@@ -170,11 +172,15 @@ def make_context(experiment: Experiment, method: AttributionMethod, config: Meth
         access=access,
         models=experiment.models(),
         progress=experiment.progress,
+        shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
     )
 
 
 class Scoring:
-    """Scores of one method, kept in the store with what they cost."""
+    """Scores of one method, kept in the store with what they cost.
+
+    The cost is what the method costs on its own: shared artifacts that another method has paid for are added.
+    """
 
     def __init__(
         self, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
@@ -223,30 +229,38 @@ class Scoring:
         }
 
     def _prepare(self) -> Artifact:
-        with measure(self._context.device) as cost:
+        with self._measure() as cost:
             start(self._method, self._context)
 
         def build(staging: Staging) -> None:
-            staging.save_json(
-                "cost", {**asdict(cost), "hardware": hardware(self._context.device), "versions": versions()}
-            )
+            staging.save_json("cost", {**cost, "hardware": hardware(self._context.device), "versions": versions()})
 
         return self._store.get_or_create("preparations", self.spec, build)
 
     def _score(self, piece: Queries) -> Artifact:
         def build(staging: Staging) -> None:
-            with measure(self._context.device) as cost:
+            with self._measure() as cost:
                 scores = score(self._method, piece)
             staging.save_tensors("scores", {"scores": scores})
             costs.append(cost)
 
-        costs: list[Cost] = []
+        costs: list[dict[str, Any]] = []
         artifact = self._store.get_or_create("scores", self._piece_spec(piece), build)
         if costs:
-            measured = asdict(costs[0])
             # Apart from the scores, whose checksum must not depend on the clock.
-            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", measured))
+            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", costs[0]))
         return artifact
+
+    @contextmanager
+    def _measure(self) -> Iterator[dict[str, Any]]:
+        """Yield what fills with the cost of the block: its own, and that of the shared artifacts it found."""
+        result: dict[str, Any] = {}
+        shared = self._context.shared
+        with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
+            yield result
+        result["seconds"] = cost.seconds + usage.seconds
+        result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
+        result["shared"] = usage.stored
 
     def _piece_spec(self, piece: Queries) -> Spec:
         return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
@@ -256,11 +270,12 @@ class Scoring:
         pieces = [self._store.find("scoring-costs", artifact.spec) for artifact in artifacts]
         costs = [piece.load_json("cost") for piece in pieces if piece is not None]
         self.hardware, self.versions = preparation["hardware"], preparation["versions"]
+        shared = {name: size for cost in (preparation, *costs) for name, size in cost.get("shared", {}).items()}
         self.cost = CostRecord(
             prepare_seconds=preparation["seconds"],
             seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
-            stored_bytes=sum(artifact.num_bytes for artifact in self._context.store.artifacts()),
+            stored_bytes=sum(artifact.num_bytes for artifact in self._context.store.artifacts()) + sum(shared.values()),
         )
 
 
@@ -352,5 +367,5 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    packages = ("attribench", "torch", "lightning", "diffusers", "numpy", "scikit-learn")
+    packages = ("attribench", "torch", "lightning", "diffusers", "numpy", "scikit-learn", "traker")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

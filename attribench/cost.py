@@ -13,6 +13,9 @@ import torch
 
 _INTERVAL = 0.02
 
+#: GPU peaks of the measurements under way, outermost first: an inner one resets the device's only counter.
+_gpu_peaks: list[list[int]] = []
+
 
 @dataclass
 class Cost:
@@ -29,7 +32,7 @@ class Cost:
 
 @contextmanager
 def measure(device: torch.device) -> Iterator[Cost]:
-    """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed."""
+    """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed. Blocks may be nested."""
     cost, process, stop = Cost(), psutil.Process(), threading.Event()
     start_bytes = process.memory_info().rss
 
@@ -40,8 +43,10 @@ def measure(device: torch.device) -> Iterator[Cost]:
     watcher = threading.Thread(target=watch, daemon=True)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        _note_gpu_peak(device)
         torch.cuda.reset_peak_memory_stats(device)
         start_gpu = torch.cuda.memory_allocated(device)
+        _gpu_peaks.append([start_gpu])
     watcher.start()
     started = time.perf_counter()
     try:
@@ -54,4 +59,12 @@ def measure(device: torch.device) -> Iterator[Cost]:
         watcher.join()
         cost.peak_bytes = max(cost.peak_bytes, process.memory_info().rss - start_bytes, 0)
         if device.type == "cuda":
-            cost.peak_bytes += torch.cuda.max_memory_allocated(device) - start_gpu
+            _note_gpu_peak(device)
+            cost.peak_bytes += _gpu_peaks.pop()[0] - start_gpu
+
+
+def _note_gpu_peak(device: torch.device) -> None:
+    """Keep the counter's reading for every measurement under way."""
+    reading = torch.cuda.max_memory_allocated(device)
+    for peak in _gpu_peaks:
+        peak[0] = max(peak[0], reading)

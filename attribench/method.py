@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attribench.data import ImageSet, to_unit_range
 from attribench.errors import AccessError, AttribenchError, DataError
 from attribench.progress import Progress, silent_progress
+from attribench.shared import SharedStore
 
 if TYPE_CHECKING:
     from attribench.artifacts import ArtifactStore
@@ -92,6 +93,8 @@ class AttributionContext:
         progress: progress display: ``for x in context.progress.track(items, "reading")``.
         access: what the method declared; enforced by :meth:`target_model` and :meth:`checkpoints`.
         models: where models come from, or None where there is no model (attribution of one's own folders).
+        shared: what methods that may see the model keep in common; None keeps it with the method's own. Use
+            :meth:`shared_store`.
     """
 
     train: ImageSet
@@ -102,6 +105,7 @@ class AttributionContext:
     access: Access
     models: ModelProvider | None = None
     progress: Progress = silent_progress
+    shared: SharedStore | None = None
 
     @property
     def train_images(self) -> Tensor:
@@ -130,9 +134,21 @@ class AttributionContext:
         provider = self._provider(Access.CHECKPOINTS, "checkpoints()")
         return (model.to(self.device).eval() for model in provider.checkpoints())
 
-    def _provider(self, needed: Access, what: str) -> ModelProvider:
+    def shared_store(self) -> SharedStore:
+        """Where results made from the model, such as gradient features, are kept for every method that may see it.
+
+        Raises:
+            AccessError: the method declared ``Access.DATA``: what was made from the model tells about the model.
+        """
+        self._require(Access.MODEL, "shared_store()")
+        return self.shared or SharedStore(self.store)
+
+    def _require(self, needed: Access, what: str) -> None:
         if self.access < needed:
             raise AccessError(f"{what} needs access = Access.{needed.name}; this method declares {self.access.name}.")
+
+    def _provider(self, needed: Access, what: str) -> ModelProvider:
+        self._require(needed, what)
         if self.models is None:
             raise AttribenchError(f"{what}: there is no model in this run; use a method with access = Access.DATA.")
         return self.models
