@@ -1,0 +1,124 @@
+"""φ(x)ᵀ(ΦᵀΦ + λI)⁻¹φ(n), in float64 and in whichever form is smaller: what TRAK and its relatives are made of.
+
+The rows of Φ are the features of the N train images, D numbers each. With H = ΦᵀΦ + λI (D × D) and K = ΦΦᵀ (N × N),
+
+    H⁻¹Φᵀ = Φᵀ(K + λI)⁻¹,
+
+so the scores of a query x, φ(x)ᵀH⁻¹Φᵀ, are also k(x)(K + λI)⁻¹ with k(x) = φ(x)ᵀΦᵀ: the dual form. Both give the same
+numbers; the first needs D × D entries, the second N × N.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attribench.errors import AttribenchError, UsageError
+from attribench.gradients.budget import shortage
+from attribench.gradients.features import FeatureSet
+
+
+class Ridge:
+    """The regularised kernel of the train features, factorised.
+
+    λ is ``regularization`` times the mean squared length of a train feature, which is the mean of K's diagonal. A λ of its
+    own unit would mean something else for every model, every f, every K and every proj_dim (a Gaussian projection alone
+    makes squared lengths proj_dim times larger); a share of the mean stays put.
+
+    Args:
+        train: features of the train images.
+        regularization: positive.
+        device: where to compute; Apple's GPUs have no float64, so the CPU takes their place.
+
+    Attributes:
+        lam: λ.
+        norms: float64 ``(num_train,)``: the lengths of the train features.
+
+    Raises:
+        UsageError: ``regularization`` is not positive.
+        AttribenchError: the kernel does not fit into memory.
+    """
+
+    def __init__(self, train: FeatureSet, regularization: float, device: torch.device) -> None:
+        check_regularization(regularization)
+        self._train = train
+        self._device = torch.device("cpu") if device.type == "mps" else device
+        self.dual = train.num_samples <= train.dimensions
+        size = min(train.num_samples, train.dimensions)
+        reason = shortage(
+            f"A kernel of {size} × {size} entries", 3 * 8 * size**2, self._device, remedy="Use fewer train images."
+        )
+        if reason is not None:
+            raise AttribenchError(reason)
+        self.norms = torch.cat([self._float64(block).norm(dim=1).cpu() for block in train.blocks()])
+        mean_square = self.norms.square().mean().item()
+        self.lam = regularization * mean_square if mean_square > 0 else 1.0  # all features are 0, and so is every score
+        self._kernel = self._dual_kernel() if self.dual else self._primal_kernel()
+        regular = self._kernel.clone()
+        regular.diagonal().add_(self.lam)
+        self._factor: Tensor = torch.linalg.cholesky(regular)
+
+    def scores(self, queries: FeatureSet) -> Tensor:
+        """φ(x)ᵀH⁻¹φ(n): float64 ``(num_queries, num_train)`` on the CPU."""
+        return torch.cat([self._scores(self._float64(block)).cpu() for block in queries.blocks()])
+
+    def solution_norms(self) -> Tensor:
+        """‖H⁻¹φ(n)‖: float64 ``(num_train,)`` on the CPU."""
+        if self.dual:
+            # H⁻¹Φᵀ = ΦᵀG with G = (K + λI)⁻¹, so the squared lengths of its columns are the diagonal of GKG.
+            inverse = torch.cholesky_inverse(self._factor)
+            squares = (inverse * (self._kernel @ inverse)).sum(0)
+            return squares.clamp(min=0).sqrt().cpu()
+        columns = [self._solve(self._float64(block).T).norm(dim=0).cpu() for block in self._train.blocks()]
+        return torch.cat(columns)
+
+    def _scores(self, queries: Tensor) -> Tensor:
+        if self.dual:
+            products = torch.cat([queries @ self._float64(block).T for block in self._train.blocks()], dim=1)
+            return self._solve(products.T).T
+        solved = self._solve(queries.T).T
+        return torch.cat([solved @ self._float64(block).T for block in self._train.blocks()], dim=1)
+
+    def _dual_kernel(self) -> Tensor:
+        size = self._train.num_samples
+        kernel = torch.empty(size, size, dtype=torch.float64, device=self._device)
+        top = 0
+        for rows in self._train.blocks():
+            upper, left = self._float64(rows), 0
+            for columns in self._train.blocks():
+                if left >= top:
+                    product = upper @ self._float64(columns).T
+                    kernel[top : top + len(rows), left : left + len(columns)] = product
+                    kernel[left : left + len(columns), top : top + len(rows)] = product.T
+                left += len(columns)
+            top += len(rows)
+        return kernel
+
+    def _primal_kernel(self) -> Tensor:
+        size = self._train.dimensions
+        kernel = torch.zeros(size, size, dtype=torch.float64, device=self._device)
+        for block in self._train.blocks():
+            rows = self._float64(block)
+            kernel.addmm_(rows.T, rows)
+        return kernel
+
+    def _solve(self, right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right, self._factor)
+
+    def _float64(self, block: Tensor) -> Tensor:
+        return block.to(self._device, torch.float64)
+
+
+def check_regularization(regularization: float) -> None:
+    """Refuse a regularization that no kernel can be made invertible with.
+
+    Raises:
+        UsageError: it is not positive.
+    """
+    if not regularization > 0:
+        raise UsageError(f"regularization must be positive; got {regularization}.")
+
+
+def divide(scores: Tensor, norms: Tensor) -> Tensor:
+    """Divide each column by its norm; a train image whose norm is 0 has scores of 0."""
+    return torch.where(norms > 0, scores / norms.where(norms > 0, torch.ones_like(norms)), 0.0)
