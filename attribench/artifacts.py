@@ -196,10 +196,12 @@ class ArtifactStore:
         self.lock_timeout = lock_timeout
         self.report = report or _say
         self._verified: set[Path] = set()
+        #: Bytes on disk of every artifact that was found or made through this object, by kind and key.
+        self.used: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A display does not travel to a worker process: there, damage is reported on standard error.
-        return {**vars(self), "report": _say, "_verified": set()}
+        return {**vars(self), "report": _say, "_verified": set(), "used": {}}
 
     def scoped(self, namespace: str) -> ArtifactStore:
         """A view of this store whose kinds all begin with ``namespace/``."""
@@ -225,6 +227,7 @@ class ArtifactStore:
         except _DamagedError as damage:
             self._set_aside(kind, key, folder, str(damage))
             return None
+        self.used[f"{kind}/{key}"] = artifact.num_bytes
         return artifact
 
     def get_or_create(self, kind: str, spec: Spec, build: Callable[[Staging], None], wait: bool = True) -> Artifact:
@@ -317,7 +320,9 @@ class ArtifactStore:
         work = self.root / ".work" / kind.replace("/", "-") / key
         shutil.rmtree(work, ignore_errors=True)
         self._verified.add(folder)
-        return self._open(kind, key, folder)
+        artifact = self._open(kind, key, folder)
+        self.used[f"{kind}/{key}"] = artifact.num_bytes
+        return artifact
 
     def _write_manifest(self, folder: Path, kind: str, info: Mapping[str, Any]) -> None:
         files = {}

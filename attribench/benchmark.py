@@ -260,7 +260,8 @@ class Scoring:
             yield result
         result["seconds"] = cost.seconds + usage.seconds
         result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
-        result["shared"] = usage.stored
+        # What the method keeps for these data and options; its folder also holds that of other runs.
+        result["stored"] = {**self._context.store.used, **usage.stored}
 
     def _piece_spec(self, piece: Queries) -> Spec:
         return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
@@ -270,12 +271,12 @@ class Scoring:
         pieces = [self._store.find("scoring-costs", artifact.spec) for artifact in artifacts]
         costs = [piece.load_json("cost") for piece in pieces if piece is not None]
         self.hardware, self.versions = preparation["hardware"], preparation["versions"]
-        shared = {name: size for cost in (preparation, *costs) for name, size in cost.get("shared", {}).items()}
+        stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
         self.cost = CostRecord(
             prepare_seconds=preparation["seconds"],
             seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
-            stored_bytes=sum(artifact.num_bytes for artifact in self._context.store.artifacts()) + sum(shared.values()),
+            stored_bytes=sum(stored.values()),
         )
 
 

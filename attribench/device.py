@@ -33,13 +33,13 @@ def resolve_device(accelerator: str = "auto", index: int = 0) -> torch.device:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Switch TF32 off inside: its 10-bit mantissa would make losses depend on the batch by far more than 1e-6."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution
 
 

@@ -164,3 +164,14 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         "spec.json",
     ]
     assert json.loads((artifact.folder / "spec.json").read_text())["what"] == "numbers"
+
+
+def test_a_store_remembers_what_was_used_through_it(tmp_path: Path) -> None:
+    ArtifactStore(tmp_path).get_or_create("kind", {"n": 1}, build)
+    store = ArtifactStore(tmp_path)
+    assert store.used == {}
+    made = store.get_or_create("kind", {"n": 2}, build)
+    found = store.find("kind", {"n": 1})
+    assert found is not None
+    assert store.used == {f"kind/{made.key}": made.num_bytes, f"kind/{found.key}": found.num_bytes}
+    assert made.num_bytes == sum(file.stat().st_size for file in made.folder.iterdir())

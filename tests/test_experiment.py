@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyData
+from tiny_data import TinyData
 
 from attribench.artifacts import ArtifactStore
 from attribench.diffusion import training

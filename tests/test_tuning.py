@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import TinyData
+from tiny_data import TinyData
 from torch import Tensor
 
 from attribench import Access, AttributionMethod, Queries

@@ -15,7 +15,7 @@ class PositionSums:
     """What every train image gets of the weights of some positions of the query: the sum of its k largest.
 
     Weights are softmax over all candidates of all train images, which come chunk by chunk. They are held relative to
-    the best match so far, in log scale, so nothing overflows and the result does not depend on the chunks.
+    the best match so far, so nothing overflows, and the chunks change the result by rounding at most.
 
     Args:
         shares: ``(num_train, positions)``, filled by :meth:`add` and, in the end, :meth:`finish`.
