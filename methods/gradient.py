@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from attribench.errors import UsageError
 from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.gradients.projection import ProjectionName
+from attribench.gradients.search import NUM_TIMESTEPS
 from attribench.gradients.similarity import mean_similarity
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
@@ -31,6 +33,7 @@ class Gradient(AttributionMethod):
     """
 
     access = Access.MODEL
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"num_timesteps": NUM_TIMESTEPS}
 
     def __init__(
         self,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from attribench.errors import AttribenchError
 from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.gradients.projection import ProjectionName
 from attribench.gradients.ridge import Ridge, check_regularization, divide
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.gradients.search import search_ridge
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.registry import register_method
 
 
@@ -44,6 +48,11 @@ class RelativeInfluence(AttributionMethod):
         self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim)
         self._regularization = regularization
         self._ridge: Ridge | None = None
+
+    @classmethod
+    def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose λ and the number of timesteps."""
+        return search_ridge(evaluate, options)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.gradients.projection import ProjectionName
+from attribench.gradients.search import NUM_TIMESTEPS
 from attribench.gradients.similarity import mean_similarity
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
@@ -29,6 +33,7 @@ class TracInCP(AttributionMethod):
     """
 
     access = Access.CHECKPOINTS
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"num_timesteps": NUM_TIMESTEPS}
 
     def __init__(self, num_timesteps: int = 10, projection: ProjectionName = "auto", proj_dim: int = 32768) -> None:
         self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim)

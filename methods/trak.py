@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from attribench.errors import AttribenchError
@@ -9,7 +12,8 @@ from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import ProjectionName
 from attribench.gradients.ridge import Ridge, check_regularization
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.gradients.search import search_ridge
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.registry import register_method
 
 
@@ -46,6 +50,11 @@ class TRAK(AttributionMethod):
         self._options = FeatureOptions(f, num_timesteps, projection, proj_dim)
         self._regularization = regularization
         self._ridge: Ridge | None = None
+
+    @classmethod
+    def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose λ and the number of timesteps."""
+        return search_ridge(evaluate, options)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from attribench import load_method
+from attribench.gradients.search import REGULARIZATIONS
+
+
+@pytest.mark.parametrize("name", ["trak", "dtrak", "relative-influence", "renormalized-influence"])
+def test_the_best_regularization_output_and_number_of_timesteps_are_found(name: str) -> None:
+    cls = load_method(name)
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        cls(**options)  # every candidate is valid
+        value = -abs(math.log10(options["regularization"] / 0.03))
+        value += 5 * (options.get("f") == "l2-norm")
+        return value + 0.5 * (options.get("num_timesteps") == 100)
+
+    found = cls.search(evaluate, {"num_timesteps": 10})
+    expected = {"regularization": 0.03, "num_timesteps": 100}
+    assert found == ({**expected, "f": "l2-norm"} if name == "dtrak" else expected)
+    assert 0.03 in REGULARIZATIONS
+
+
+@pytest.mark.parametrize("name", ["gradient", "tracincp", "gas"])
+def test_similarities_try_the_published_numbers_of_timesteps(name: str) -> None:
+    cls = load_method(name)
+    assert cls.search(lambda options: float(options["num_timesteps"]), {}) == {"num_timesteps": 100}
