@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,31 +12,16 @@ from torch import Tensor
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
-from attribench.methods.nda.convolution import patch_influence
+from attribench.methods.nda.engines import ENGINES, PatchScorer
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.search import search_per_timestep
+from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method
 
 T = TypeVar("T", int, float)
 
-
-class PatchScorer(Protocol):
-    """Scores the train images it was made for: :func:`patch_influence` without its ``train``."""
-
-    def __call__(
-        self, noisy_query: Tensor, alpha_bar: float, patch_size: int, top_k: int, downsample: int
-    ) -> Tensor: ...
-
-
-def _convolution(train: Tensor) -> PatchScorer:
-    def scorer(noisy_query: Tensor, alpha_bar: float, patch_size: int, top_k: int, downsample: int) -> Tensor:
-        return patch_influence(noisy_query, train, alpha_bar, patch_size, top_k, downsample)
-
-    return scorer
-
-
-#: Ways to compute the same scores. Each takes the train images in [-1, 1], ``(num_train, C, H, W)``, once.
-ENGINES: dict[str, Callable[[Tensor], PatchScorer]] = {"convolution": _convolution}
+#: Scores of single tasks held at once: 64 MiB of float64.
+_MAX_SCORES = 2**23
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,8 @@ class NDA(AttributionMethod):
             timesteps or one a timestep. A score of weight 0 is not computed. Without low resolution it has no effect.
         top_k: how many patches of a train image count for each patch of the query: the best matching ones.
         noise_draws: draws of noise a timestep to average over.
-        engine: how the scores are computed; the scores agree up to rounding.
+        engine: how the scores are computed: ``fast``, or ``convolution``, the readable reference; they agree up to
+            rounding.
 
     Raises:
         UsageError: an option is out of range, or has neither one value nor one a timestep.
@@ -84,7 +70,7 @@ class NDA(AttributionMethod):
         alpha: float | Sequence[float] = 0.5,
         top_k: int = 100,
         noise_draws: int = 1,
-        engine: Literal["convolution"] = "convolution",
+        engine: Literal["fast", "convolution"] = "fast",
     ) -> None:
         if not timesteps:
             raise UsageError("timesteps: at least one is needed.")
@@ -108,34 +94,43 @@ class NDA(AttributionMethod):
         return search_per_timestep(evaluate, options)
 
     def prepare(self, context: AttributionContext) -> None:
-        """Move the train images to where they are compared."""
+        """Give the train images to the engine."""
         # Apple's GPUs have no float64, which sums over patches need.
-        self._device = torch.device("cpu") if context.device.type == "mps" else context.device
-        self._scorer = ENGINES[self._engine](context.train.unit_range().to(self._device))
+        device = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._scorer = ENGINES[self._engine](context.train_images, device)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, nonnegative; see the class."""
         if self._scorer is None:
             raise AttribenchError("NDA is not prepared: call start(method, context) first.")
-        context = self.context
-        images = queries.unit_range().to(self._device)
-        total = len(images) * len(self._terms) * self._noise_draws
-        scores = torch.zeros(len(images), len(context.train), dtype=torch.float64)
-        with context.progress.task("comparing patches", total) as progress:
-            for image, row in zip(images, scores, strict=True):
-                for term in self._terms:
-                    for draw in range(self._noise_draws):
-                        row += term.weight * self._score(image, term, draw, self._scorer).to("cpu", torch.float64)
-                        progress.advance()
-        return (scores / (self._num_timesteps * self._noise_draws)).to(torch.float32)
+        num_train = len(self.context.train)
+        images = queries.unit_range()
+        tasks_per_query = len(self._terms) * self._noise_draws
+        weights = torch.tensor([term.weight for term in self._terms], dtype=torch.float64)
+        weights = weights.repeat_interleave(self._noise_draws) / (self._num_timesteps * self._noise_draws)
+        # Scores of every task are kept until they are summed: bounded, whatever the number of queries.
+        together = max(1, _MAX_SCORES // (tasks_per_query * num_train))
+        scores = torch.empty(len(images), num_train)
+        with self.context.progress.task("comparing patches", len(images) * tasks_per_query * num_train) as progress:
+            for begin in range(0, len(images), together):
+                part = images[begin : begin + together]
+                tasks = [task for image in part for task in self._tasks(image)]
+                found = self._scorer(tasks, progress.advance).reshape(len(part), tasks_per_query, num_train)
+                scores[begin : begin + together] = torch.einsum("t,qtn->qn", weights, found)
+        return scores
 
-    def _score(self, image: Tensor, term: _Term, draw: int, scorer: PatchScorer) -> Tensor:
-        schedule = self.context.schedule
-        # "nda" stands where a sample's id would: one draw of a timestep serves all queries.
-        noise = sample_noise(self.context.seed, "nda", term.timestep, draw, image.shape).to(image.device)
-        noisy = schedule.add_noise(image, noise, term.timestep)
-        alpha_bar = schedule.alpha_bar[term.timestep].item()
-        return scorer(noisy, alpha_bar, term.patch_size, self._top_k, term.downsample)
+    def _tasks(self, image: Tensor) -> list[PatchTask]:
+        """What to ask for one query: every term and noise draw."""
+        schedule, seed = self.context.schedule, self.context.seed
+        tasks = []
+        for term in self._terms:
+            for draw in range(self._noise_draws):
+                # "nda" stands where a sample's id would: one draw of a timestep serves all queries.
+                noise = sample_noise(seed, "nda", term.timestep, draw, image.shape)
+                noisy = schedule.add_noise(image, noise, term.timestep)
+                alpha_bar = schedule.alpha_bar[term.timestep].item()
+                tasks.append(PatchTask(noisy, alpha_bar, term.patch_size, self._top_k, term.downsample))
+        return tasks
 
 
 def _terms(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from attribench.method import score, start
 from attribench.methods.nda import NDA, convolution, patch_influence
 from attribench.methods.nda import method as nda_method
 from attribench.methods.nda.position_sums import PositionSums
+from attribench.methods.nda.task import PatchTask
 from attribench.testing import check_method
 
 GOLDEN = Path(__file__).parent / "data" / "nda_reference.npz"
@@ -309,14 +310,14 @@ def test_computes_nothing_of_weight_zero(
     seen: list[tuple[int, int, int]] = []
     timestep_of = {ALPHA_BAR[timestep].item(): timestep for timestep in (100, 300)}
 
-    def engine(train: Tensor) -> nda_method.PatchScorer:
-        def scorer(noisy_query: Tensor, alpha_bar: float, patch_size: int, top_k: int, downsample: int) -> Tensor:
-            seen.append((timestep_of[alpha_bar], patch_size, downsample))
-            return torch.ones(len(train))
+    def engine(train: Tensor, device: torch.device) -> nda_method.PatchScorer:
+        def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> Tensor:
+            seen.extend((timestep_of[task.alpha_bar], task.patch_size, task.downsample) for task in tasks)
+            return torch.ones(len(tasks), len(train), dtype=torch.float64)
 
         return scorer
 
-    monkeypatch.setitem(nda_method.ENGINES, "convolution", engine)
+    monkeypatch.setitem(nda_method.ENGINES, "fast", engine)
     method = NDA(**{"timesteps": [100, 300], "patch_size": 3, "low_resolution_patch_size": [4, 6], **options})  # type: ignore[arg-type]
     scores = score(prepared(method, tmp_path), Queries(*images(1, seed=2)))
     assert seen == calls

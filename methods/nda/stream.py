@@ -1,0 +1,197 @@
+"""Scores of many queries, timesteps and scales, over a training set read shard by shard, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attribench.errors import DataError
+from attribench.methods.nda.layout import TrainLayout
+from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence
+from attribench.methods.nda.task import PatchTask
+
+SHARD_SIZE = 1024
+MEMORY_LIMIT = 256 * 2**20
+
+
+class PartialEngine(Protocol):
+    """What :class:`~attribench.methods.nda.engine.Engine` and its torch twin have in common."""
+
+    def partials(
+        self, tasks: Sequence[PatchTask], train: TrainLayout, start: int = 0, known: Sequence[Normaliser] | None = None
+    ) -> list[PartialInfluence]: ...
+
+    def normalisers(
+        self, tasks: Sequence[PatchTask], train: TrainLayout, known: Sequence[Normaliser] | None = None
+    ) -> list[Normaliser]: ...
+
+
+@dataclass(eq=False)
+class StreamState:
+    """How far :func:`score_tasks` has come. It changes after each shard, all at once: an interrupted call can go on.
+
+    Args:
+        scores: float64 ``(num_tasks, num_train)``; complete for the tasks done.
+        task: how many tasks are done.
+        tasks: how many there are in the batch in progress.
+        normalising: whether the first of two passes is in progress.
+        shard: index of the next shard to read in this pass.
+        normalisers: of the shards read, a task of the batch each.
+        blocks: top-k sums of the shards read, a task of the batch each.
+    """
+
+    scores: NDArray[np.float64]
+    task: int = 0
+    tasks: int = 0
+    normalising: bool = False
+    shard: int = 0
+    normalisers: list[Normaliser] = field(default_factory=list)
+    blocks: list[tuple[Block, ...]] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays to store, for :meth:`from_arrays`."""
+        result: dict[str, NDArray[Any]] = {
+            "scores": self.scores,
+            "progress": np.array([self.task, self.tasks, self.normalising, self.shard], np.int64),
+        }
+        for i, normaliser in enumerate(self.normalisers):
+            result |= {f"{i}/peak": normaliser.peak, f"{i}/log_total": normaliser.log_total}
+            for j, block in enumerate(self.blocks[i]):
+                result |= {f"{i}/{j}/start": np.array(block.start), f"{i}/{j}/peak": block.peak}
+                result[f"{i}/{j}/sums"] = block.sums
+        return result
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> StreamState:
+        """The inverse of :meth:`arrays`."""
+        task, tasks, normalising, shard = arrays["progress"].tolist()
+        state = cls(np.array(arrays["scores"]), task, tasks, bool(normalising), shard)
+        while (i := f"{len(state.normalisers)}") + "/peak" in arrays:
+            state.normalisers.append(Normaliser(arrays[f"{i}/peak"], arrays[f"{i}/log_total"]))
+            blocks: list[Block] = []
+            while (j := f"{i}/{len(blocks)}") + "/sums" in arrays:
+                blocks.append(Block(int(arrays[f"{j}/start"]), arrays[f"{j}/sums"], arrays[f"{j}/peak"]))
+            state.blocks.append(tuple(blocks))
+        return state
+
+
+def score_tasks(
+    engine: PartialEngine,
+    tasks: Sequence[PatchTask],
+    train: Tensor | NDArray[np.uint8],
+    *,
+    shard_size: int = SHARD_SIZE,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Callable[[float], None] | None = None,
+    state: StreamState | None = None,
+) -> Tensor:
+    """Score every train image for every task.
+
+    Tasks go through the shards in batches whose top-k sums fit into ``memory_limit``, tasks of one patch size together,
+    since a shard is laid out anew for each patch size. Where not even one task's sums fit, shards are read twice: once
+    for the normaliser, once for scores. Memory does not grow with the training set.
+
+    Args:
+        engine: computes a shard's partial results.
+        tasks: queries, each at one timestep and one scale.
+        train: ``(num_train, C, H, W)``, uint8, or floating point in [-1, 1]; a memory-mapped array will do.
+        shard_size: train images to hold at a time.
+        memory_limit: bytes for top-k sums.
+        progress: called after each shard with the number of (task, train image) pairs done since.
+        state: where to go on, updated as the work proceeds; keep it to survive an interruption.
+
+    Returns:
+        float64 ``(num_tasks, num_train)``; nonnegative, higher = stronger proponent.
+
+    Raises:
+        UsageError: a task's option is out of range.
+        DataError: a query is not of the train images' shape, or the state is of other tasks or images.
+    """
+    if state is None:
+        state = StreamState(np.zeros((len(tasks), len(train))))
+    if state.scores.shape != (len(tasks), len(train)):
+        raise DataError(f"The state is of {state.scores.shape} tasks and images, not of {(len(tasks), len(train))}.")
+    order = sorted(range(len(tasks)), key=lambda i: (tasks[i].patch_size, tasks[i].downsample))
+    sizes = max(1, shard_size), memory_limit
+    run = _Run(engine, [tasks[i] for i in order], order, train, *sizes, progress or (lambda pairs: None), state)
+    while state.task < len(tasks):
+        run.batch()
+    return torch.from_numpy(state.scores)
+
+
+@dataclass(eq=False)
+class _Run:
+    engine: PartialEngine
+    tasks: Sequence[PatchTask]
+    rows: Sequence[int]  #: of the tasks, in the scores
+    train: Tensor | NDArray[np.uint8]
+    shard_size: int
+    memory_limit: int
+    progress: Callable[[float], None]
+    state: StreamState
+
+    def batch(self) -> None:
+        """Bring the batch in progress to its end, or the next one."""
+        state = self.state
+        if state.tasks == 0:
+            self._begin()
+        batch = self.tasks[state.task : state.task + state.tasks]
+        two_passes = self._two_passes(state.task)
+        shards = -(-len(self.train) // self.shard_size)
+        if state.normalising:
+            while state.shard < shards:
+                part = self.engine.normalisers(batch, self._shard(), state.normalisers)
+                merged = [a.merged(b) for a, b in zip(state.normalisers, part, strict=True)]
+                state.normalisers, state.shard = merged, state.shard + 1
+                self.progress(len(batch) * self._shard_length(state.shard - 1) / 2)
+            state.normalising, state.shard = False, 0
+        while state.shard < shards:
+            start = state.shard * self.shard_size
+            partials = self.engine.partials(batch, self._shard(), start, state.normalisers)
+            if two_passes:
+                for i, partial in enumerate(partials):
+                    self._score(state.task + i, partial.blocks, state.normalisers[i])
+            else:
+                pairs = list(zip(state.normalisers, partials, strict=True))
+                blocks = [old + new.blocks for old, new in zip(state.blocks, partials, strict=True)]
+                state.normalisers, state.blocks = [a.merged(b.normaliser) for a, b in pairs], blocks
+            state.shard += 1
+            self.progress(len(batch) * self._shard_length(state.shard - 1) / (2 if two_passes else 1))
+        for i, (parts, normaliser) in enumerate(zip(state.blocks, state.normalisers, strict=True)):
+            self._score(state.task + i, parts, normaliser)
+        state.task, state.tasks = state.task + len(batch), 0
+
+    def _begin(self) -> None:
+        state = self.state
+        twice, used, count = self._two_passes(state.task), 0, 0
+        for task in range(state.task, len(self.tasks)):
+            used += 4 * self.tasks[task].num_positions * (self.shard_size if twice else len(self.train))
+            if self._two_passes(task) != twice or (count and used > self.memory_limit):
+                break
+            count += 1
+        batch = self.tasks[state.task : state.task + count]
+        state.normalisers = [Normaliser.empty(task.num_positions) for task in batch]
+        state.blocks = [() for _ in batch]
+        state.normalising, state.shard, state.tasks = twice, 0, count
+
+    def _two_passes(self, task: int) -> bool:
+        """Whether the top-k sums of all train images are too large to keep."""
+        return 4 * len(self.train) * self.tasks[task].num_positions > self.memory_limit
+
+    def _shard(self) -> TrainLayout:
+        start = self.state.shard * self.shard_size
+        images = self.train[start : start + self.shard_size]
+        return TrainLayout(images if isinstance(images, Tensor) else torch.from_numpy(np.array(images)))
+
+    def _shard_length(self, shard: int) -> int:
+        return min(self.shard_size, len(self.train) - shard * self.shard_size)
+
+    def _score(self, task: int, blocks: Sequence[Block], normaliser: Normaliser) -> None:
+        for block in blocks:
+            self.state.scores[self.rows[task], block.start : block.stop] = block.scores(normaliser).numpy()
