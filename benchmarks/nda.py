@@ -1,7 +1,7 @@
 """Speed and memory of NDA's fast engine, against two evaluations by convolution, in one process, alternating.
 
     python benchmarks/nda.py --output results/benchmarks        # about an hour on two cores
-    python benchmarks/nda.py --quick --output /tmp/benchmark
+    python benchmarks/nda.py --quick --output build/benchmark
     python benchmarks/nda.py --device cuda --output results/benchmarks
 
 The peers: ``convolution`` is this project's readable reference (``--method.engine convolution``), which already leaves

@@ -1,0 +1,16 @@
+"""The committed results are readable, and what the README shows is made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attribench.records import load_records
+from attribench.reporting.tables import leaderboards, render
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readme_s_table_is_made_from_the_committed_records() -> None:
+    tables = leaderboards(load_records(ROOT / "results", ["digits"]))
+    assert len(tables) == 1
+    assert render(tables, "markdown").strip() in (ROOT / "README.md").read_text("utf-8")
