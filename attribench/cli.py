@@ -118,7 +118,6 @@ def _add_protocol_option(parser: Any) -> None:
 def _add_runtime_options(parser: Any) -> None:
     """The fields of :class:`Runtime` with the help of its docstring."""
     from docstring_parser import parse
-    from jsonargparse import ArgumentParser  # noqa: F401 - makes the optional dependency's absence fail here
 
     from attribench.settings import Runtime
 
@@ -203,6 +202,26 @@ def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
     return list(dict.fromkeys(names)), {}
 
 
+def _configured(parser: Any, arguments: Sequence[str], *, methods: bool) -> tuple[Any, Config, dict[str, str]] | None:
+    """What the commands that work on a data set begin with.
+
+    Returns:
+        The command's own options, the configuration, and the methods that cannot be loaded with their errors; None when
+        help or the configuration was asked for, and has been printed.
+    """
+    own, dotted = _split_dotted(arguments)
+    if "-h" in own or "--help" in own:
+        _print_help(parser, arguments, methods=methods)
+        return None
+    options = _parse(parser, own)
+    names, broken = _method_names(options.method) if methods else ([], {})
+    config = _resolve(options, dotted, names)
+    if options.print_config:
+        print(_show_config(config))
+        return None
+    return options, config, broken
+
+
 def _runtime(options: Any) -> Runtime:
     from attribench.settings import Runtime
 
@@ -256,16 +275,10 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--tuned", action="store_true", help="Apply the options that attribench tune chose.")
     _add_protocol_option(parser)
     _add_runtime_options(parser)
-    own, dotted = _split_dotted(arguments)
-    if "-h" in own or "--help" in own:
-        _print_help(parser, arguments, methods=True)
+    configured = _configured(parser, arguments, methods=True)
+    if configured is None:
         return 0
-    options = _parse(parser, own)
-    names, broken = _method_names(options.method)
-    config = _resolve(options, dotted, names)
-    if options.print_config:
-        print(_show_config(config))
-        return 0
+    options, config, broken = configured
 
     from attribench.benchmark import run
     from attribench.progress import terminal_progress
@@ -292,15 +305,10 @@ def _tune(arguments: list[str]) -> int:
     parser.add_argument("--results", type=str, default="results", help="Folder the choice is filed in.")
     _add_protocol_option(parser)
     _add_runtime_options(parser)
-    own, dotted = _split_dotted(arguments)
-    if "-h" in own or "--help" in own:
-        _print_help(parser, arguments, methods=True)
+    configured = _configured(parser, arguments, methods=True)
+    if configured is None:
         return 0
-    options = _parse(parser, own)
-    config = _resolve(options, dotted, _method_names(options.method)[0])
-    if options.print_config:
-        print(_show_config(config))
-        return 0
+    options, config, _ = configured
 
     from attribench.progress import terminal_progress
     from attribench.tuning import tune
@@ -320,15 +328,10 @@ def _ground_truth(arguments: list[str]) -> int:
     )
     _add_setting_options(parser, methods=False)
     _add_runtime_options(parser)
-    own, dotted = _split_dotted(arguments)
-    if "-h" in own or "--help" in own:
-        _print_help(parser, arguments, methods=False)
+    configured = _configured(parser, arguments, methods=False)
+    if configured is None:
         return 0
-    options = _parse(parser, own)
-    config = _resolve(options, dotted, [])
-    if options.print_config:
-        print(_show_config(config))
-        return 0
+    options, config, _ = configured
 
     from attribench.benchmark import open_experiment
     from attribench.progress import terminal_progress
@@ -349,12 +352,10 @@ def _status(arguments: list[str]) -> int:
     )
     _add_setting_options(parser, methods=False)
     _add_runtime_options(parser)
-    own, dotted = _split_dotted(arguments)
-    if "-h" in own or "--help" in own:
-        _print_help(parser, arguments, methods=False)
+    configured = _configured(parser, arguments, methods=False)
+    if configured is None:
         return 0
-    options = _parse(parser, own)
-    config = _resolve(options, dotted, [])
+    options, config, _ = configured
 
     from attribench.benchmark import open_experiment
     from attribench.progress import silent_progress
