@@ -47,6 +47,9 @@ from attribench.shared import SharedStore, Usage
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
 
+# Raise it when what is kept beside the scores changes, so that older artifacts are not misread.
+_SCORING_FORMAT = 2
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -190,6 +193,7 @@ class Scoring:
         self._name = row_name(config.name, config.changed)
         target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
         self.spec: Spec = {
+            "format": _SCORING_FORMAT,
             "method": f"{config.cls.__module__}.{config.cls.__qualname__}",
             "options": config.options,
             "code": code_hash(config.cls),
