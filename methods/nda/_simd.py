@@ -22,7 +22,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compile a kernel on its first call; cached on disk; releases Python's lock, so that threads run it side by side."""
+    """Compile a kernel on its first call; releases Python's lock, so that threads run it side by side.
+
+    The result is cached on disk. numba then looks at the date of the kernel's own file alone: touch it after a change to
+    the parts it is made of.
+    """
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
