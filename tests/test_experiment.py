@@ -45,8 +45,20 @@ def test_the_ground_truth_is_the_mean_loss_of_each_subset_model(experiment: Expe
     assert torch.allclose(truth.outputs, truth.losses.double().mean(dim=1))
 
 
-def test_each_model_sees_only_its_subset_and_its_own_seed(experiment: Experiment) -> None:
+def test_each_model_sees_only_its_subset_and_its_own_seed(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on: dict[int, torch.Tensor] = {}
+
+    def recording(
+        images: torch.Tensor, model: object, recipe: object, seed: int, *rest: object, **options: object
+    ) -> object:
+        trained_on[seed] = images
+        return training.train_network(images, model, recipe, seed, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("attribench.retraining.jobs.train_network", recording)
     experiment.prepare()
+    assert torch.equal(trained_on[experiment.target.seed], experiment.train.images)
     seeds = set()
     for k, jobs in enumerate(experiment.retrainings):
         for job in jobs:
@@ -54,6 +66,7 @@ def test_each_model_sees_only_its_subset_and_its_own_seed(experiment: Experiment
             assert artifact is not None
             kept = artifact.load_tensors("indices")["indices"]
             assert torch.equal(kept, experiment.masks[k].nonzero().flatten())
+            assert torch.equal(trained_on[job.seed], experiment.train.images[experiment.masks[k]])
             seeds.add(job.seed)
     assert len(seeds) == 6
     assert experiment.target.seed not in seeds
