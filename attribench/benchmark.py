@@ -48,7 +48,7 @@ from attribench.shared import SharedStore, Usage
 _QUERIES_PER_PIECE = 64
 
 # Raise it when what is kept beside the scores changes, so that older artifacts are not misread.
-_SCORING_FORMAT = 2
+_SCORING_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -263,6 +263,7 @@ class Scoring:
         with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
             yield result
         result["seconds"] = cost.seconds + usage.seconds
+        result["compile_seconds"] = cost.compile_seconds
         result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
         # What the method keeps for these data and options; its folder also holds that of other runs.
         result["stored"] = {**self._context.store.used, **usage.stored}
@@ -281,6 +282,7 @@ class Scoring:
             seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
             stored_bytes=sum(stored.values()),
+            compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
         )
 
 

@@ -24,21 +24,59 @@ class Cost:
     Attributes:
         seconds: wall-clock time.
         peak_bytes: the most memory in use above what was in use at the start: of the process, plus the GPU's.
+        compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
+    compile_seconds: float = 0.0
+
+
+class _Memory:
+    """The process's memory above what was in use at the start."""
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost, self._process, self.paused = cost, psutil.Process(), False
+        self.start_bytes = self._process.memory_info().rss
+
+    def note(self) -> None:
+        if not self.paused:
+            self.cost.peak_bytes = max(self.cost.peak_bytes, self._process.memory_info().rss - self.start_bytes)
+
+
+#: The measurements under way.
+_under_way: list[_Memory] = []
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compilation: it happens once a machine, so it is no part of what a method costs, and is counted apart.
+
+    The memory it takes, and what it leaves there, does not count as the method's either.
+    """
+    process, started = psutil.Process(), time.perf_counter()
+    before = process.memory_info().rss
+    for memory in _under_way:
+        memory.paused = True
+    try:
+        yield
+    finally:
+        seconds, growth = time.perf_counter() - started, process.memory_info().rss - before
+        for memory in _under_way:
+            memory.cost.compile_seconds += seconds
+            memory.start_bytes += growth
+            memory.paused = False
 
 
 @contextmanager
 def measure(device: torch.device) -> Iterator[Cost]:
     """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed. Blocks may be nested."""
-    cost, process, stop = Cost(), psutil.Process(), threading.Event()
-    start_bytes = process.memory_info().rss
+    cost, stop = Cost(), threading.Event()
+    memory = _Memory(cost)
 
     def watch() -> None:
         while not stop.wait(_INTERVAL):
-            cost.peak_bytes = max(cost.peak_bytes, process.memory_info().rss - start_bytes)
+            memory.note()
 
     watcher = threading.Thread(target=watch, daemon=True)
     if device.type == "cuda":
@@ -47,6 +85,7 @@ def measure(device: torch.device) -> Iterator[Cost]:
         torch.cuda.reset_peak_memory_stats(device)
         start_gpu = torch.cuda.memory_allocated(device)
         _gpu_peaks.append([start_gpu])
+    _under_way.append(memory)
     watcher.start()
     started = time.perf_counter()
     try:
@@ -54,10 +93,11 @@ def measure(device: torch.device) -> Iterator[Cost]:
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        cost.seconds = time.perf_counter() - started
+        cost.seconds = time.perf_counter() - started - cost.compile_seconds
         stop.set()
         watcher.join()
-        cost.peak_bytes = max(cost.peak_bytes, process.memory_info().rss - start_bytes, 0)
+        memory.note()
+        _under_way.remove(memory)
         if device.type == "cuda":
             _note_gpu_peak(device)
             cost.peak_bytes += _gpu_peaks.pop()[0] - start_gpu

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import Task as RichTask
     from rich.progress import TaskID
 
 T = TypeVar("T")
@@ -26,8 +27,14 @@ class Progress:
     """Shows nothing; the base of the displays and the default of a context."""
 
     @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        """Open a bar of ``total`` units; closed, and removed from the display, on exit."""
+    def task(self, description: str, total: float, unit: str = "") -> Iterator[Task]:
+        """Open a bar of ``total`` units; closed, and removed from the display, on exit.
+
+        Args:
+            description: what is being done.
+            total: how many units there are.
+            unit: what one is called, if their number a second is worth showing.
+        """
         yield _NoTask()
 
     def message(self, text: str) -> None:
@@ -64,8 +71,13 @@ class BarProgress(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        class RateColumn(ProgressColumn):
+            def render(self, task: RichTask) -> Text:
+                return Text(format_rate(task.speed, task.fields["unit"]))
 
         self._bars = RichProgress(
             TextColumn("{task.description}"),
@@ -74,6 +86,7 @@ class BarProgress(Progress):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            RateColumn(),
             console=Console(stderr=True),
             transient=True,
             speed_estimate_period=600,
@@ -81,11 +94,11 @@ class BarProgress(Progress):
         self._open = 0
 
     @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
+    def task(self, description: str, total: float, unit: str = "") -> Iterator[Task]:
         if self._open == 0:
             self._bars.start()
         self._open += 1
-        task_id = self._bars.add_task(description, total=total)
+        task_id = self._bars.add_task(description, total=total, unit=unit)
         try:
             yield _BarTask(self._bars, task_id)
         finally:
@@ -101,8 +114,8 @@ class BarProgress(Progress):
 class _LineTask:
     """Prints a line every ``interval`` seconds, so that a log shows life without drowning in it."""
 
-    def __init__(self, description: str, total: float, interval: float) -> None:
-        self._description, self._total, self._interval = description, total, interval
+    def __init__(self, description: str, total: float, unit: str, interval: float) -> None:
+        self._description, self._total, self._unit, self._interval = description, total, unit, interval
         self._done = 0.0
         self._start = self._last = time.monotonic()
 
@@ -113,7 +126,9 @@ class _LineTask:
             self._last = now
             left = (now - self._start) * (self._total - self._done) / self._done
             share = 100 * self._done / self._total
-            print(f"{self._description}: {share:.0f} %, {format_seconds(left)} left", file=sys.stderr, flush=True)
+            rate = format_rate(self._done / (now - self._start), self._unit)
+            text = f"{self._description}: {share:.0f} %, {format_seconds(left)} left{', ' if rate else ''}{rate}"
+            print(text, file=sys.stderr, flush=True)
 
 
 class LineProgress(Progress):
@@ -123,8 +138,8 @@ class LineProgress(Progress):
         self._interval = interval
 
     @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Task]:
-        yield _LineTask(description, total, self._interval)
+    def task(self, description: str, total: float, unit: str = "") -> Iterator[Task]:
+        yield _LineTask(description, total, unit, self._interval)
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -133,6 +148,13 @@ class LineProgress(Progress):
 def terminal_progress() -> Progress:
     """Bars when standard error is a terminal, lines otherwise."""
     return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+def format_rate(rate: float | None, unit: str) -> str:
+    """``"1,234 query × train image / s"``; nothing where there is no unit, or no rate yet."""
+    if not unit or not rate:
+        return ""
+    return f"{rate:,.0f} {unit} / s" if rate >= 10 else f"{rate:.2g} {unit} / s"
 
 
 def format_seconds(seconds: float) -> str:

@@ -71,12 +71,14 @@ class CostRecord(_Model):
         seconds_per_query: scoring of one query against all train images, mean.
         peak_bytes: most memory above the start of the phase, of both phases.
         stored_bytes: kept on disk by the method.
+        compile_seconds: compilation, once a machine; no part of the other figures.
     """
 
     prepare_seconds: float
     seconds_per_query: float
     peak_bytes: int
     stored_bytes: int
+    compile_seconds: float = 0.0
 
 
 class Record(_Model):

@@ -4,10 +4,12 @@
     python benchmarks/nda.py --quick --output build/benchmark
     python benchmarks/nda.py --device cuda --output results/benchmarks
 
-The peers: ``convolution`` is this project's readable reference (``--method.engine convolution``), which already leaves
-out the pairs of patches that cannot match; ``all pairs`` compares every patch with every other one, padding included,
-as NDA was published. Each runs at its best batch size, found beforehand. Times are milliseconds a (query, train image,
-timestep); compilation, and laying out the train images (once for all queries), are reported apart.
+The peers: ``all pairs`` convolves every train image with every patch of the query, padding included, as NDA was
+published; ``convolution`` is this project's readable reference (``--method.engine convolution``), which already leaves out
+the pairs of patches that cannot match, 99 of 100 for large patches. Each runs at its best batch size, found beforehand, and
+all pairs also in its best form: as a convolution, or as a product with the unfolded images. Times are milliseconds a
+(query, train image, timestep); compilation, and laying out the train images (once for all queries), are reported apart.
+A profile shows where the engine's time goes.
 
 Images are crops of scikit-learn's two sample photographs.
 """
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -37,11 +40,14 @@ from torch import Tensor
 
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.methods.nda import patch_influence
+from attribench.methods.nda._simd import BYTES
 from attribench.methods.nda.engine import Engine, PatchTask, available_cores, warm_up
 from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import finish
+from attribench.methods.nda.partial import Normaliser, finish
 from attribench.methods.nda.stream import score_tasks
 from attribench.methods.nda.torch_engine import TorchEngine
+
+T = TypeVar("T")
 
 TOP_K = 100
 SCALES = ((3, 1), (7, 1), (15, 1), (21, 1), (14, 2), (22, 2))
@@ -93,8 +99,11 @@ def task_of(image: Tensor, timestep: int, patch_size: int, downsample: int, seed
     return PatchTask(noisy, schedule.alpha_bar[timestep].item(), patch_size, TOP_K, downsample)
 
 
-def all_pairs(task: PatchTask, train: Tensor, batch: int) -> Tensor:
-    """Every patch of the padded query against every patch of the padded train images, as published."""
+def all_pairs(task: PatchTask, train: Tensor, batch: int, unfolded: bool) -> Tensor:
+    """Every patch of the padded query against every patch of the padded train images, as published.
+
+    ``unfolded``: by a matrix product with the unfolded images, else by convolution.
+    """
     pad, scale = (task.patch_size - 1) // 2, 2.0 * (1.0 - task.alpha_bar)
 
     def maps(images: Tensor) -> Tensor:
@@ -109,7 +118,10 @@ def all_pairs(task: PatchTask, train: Tensor, batch: int) -> Tensor:
     best, peak, total = [], torch.full_like(own[:, 0], -math.inf), torch.zeros_like(own[:, 0])
     for first in range(0, len(train), batch):
         candidates = maps(train[first : first + batch] * math.sqrt(task.alpha_bar))
-        products = F.conv2d(candidates, kernels, dilation=step).flatten(2)
+        if unfolded:
+            products = kernels.flatten(1) @ F.unfold(candidates, size, dilation=step)
+        else:
+            products = F.conv2d(candidates, kernels, dilation=step).flatten(2)
         norms = F.conv2d(candidates.square(), ones, dilation=step).flatten(2)
         logits = -(own - 2 * products + norms) / scale
         top = torch.maximum(peak, logits.amax((0, 2)))
@@ -157,18 +169,20 @@ class Bench:
                 memory_limit=memory,
             )  # fmt: skip
 
-        def pairs(batch: int, count: int = published) -> Tensor:
-            return all_pairs(on_device, images[:count], batch)
+        def pairs(form: tuple[int, bool], count: int = published) -> Tensor:
+            return all_pairs(on_device, images[:count], *form)
 
         memory = self._best(BATCH_MEMORY, lambda option: convolution(option, min(peers, 128))) if peers else 0
-        batch = self._best(BATCHES, lambda option: pairs(option, min(published, 32))) if published else 0
+        forms = list(itertools.product(BATCHES, (False, True)))
+        form = self._best(forms, lambda option: pairs(option, min(published, 32))) if published else forms[0]
         times: dict[str, list[float]] = {"engine": [], "convolution": [], "all pairs": []}
-        for _ in range(self.repeats):
+        repeats = self.repeats if train.shape[-1] <= 32 else min(self.repeats, 2)
+        for _ in range(repeats):
             times["engine"].append(self.seconds(lambda: finish(engine.partial(task, layout))) / len(train))
             if peers:
                 times["convolution"].append(self.seconds(lambda: convolution(memory)) / peers)
             if published:
-                times["all pairs"].append(self.seconds(lambda: pairs(batch)) / published)
+                times["all pairs"].append(self.seconds(lambda: pairs(form)) / published)
         median = {name: 1e3 * statistics.median(values) for name, values in times.items() if values}
         difference = math.nan
         if peers:
@@ -180,9 +194,24 @@ class Bench:
             median.get("all pairs", math.nan), difference,
         )  # fmt: skip
 
-    def _best(self, options: Sequence[int], call: Callable[[int], object]) -> int:
+    def _best(self, options: Sequence[T], call: Callable[[T], object]) -> T:
         call(options[0])
         return min(options, key=lambda option: self.seconds(lambda: call(option)))
+
+    def profile(self, task: PatchTask, train: Tensor) -> tuple[float, float, float]:
+        """Milliseconds of one thread for distances alone, for the weights on top, and for the k largest on top."""
+        engine, layout, positions = Engine(1), TrainLayout(train), task.num_positions
+        known = engine.partial(task, layout).normaliser
+        unreachable = Normaliser(
+            np.full(positions, 1e6), np.full(positions, 1e6)
+        )  # no candidate comes near: none is weighed
+        calls = (
+            lambda: engine.normalisers([task], layout, [unreachable]),
+            lambda: engine.normalisers([task], layout, [known]),
+            lambda: engine.partials([task], layout, 0, [known]),
+        )
+        times = [1e3 * min(self.seconds(call) for _ in range(self.repeats)) / len(train) for call in calls]
+        return times[0], max(0.0, times[1] - times[0]), max(0.0, times[2] - times[1])
 
 
 def peak_memory(num_train: int, tasks: int, queue: multiprocessing.Queue[tuple[float, float]]) -> None:
@@ -225,8 +254,22 @@ def memory_table(counts: Sequence[int], tasks: int) -> list[tuple[int, float, fl
     return rows
 
 
+def processor() -> str:
+    """What Linux calls the processor, or its architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+Profile = tuple[int, int, int, tuple[float, float, float]]
+
+
 def write(
-    output: Path, rows: Sequence[Row], memory: Sequence[tuple[int, float, float]], compiled: float, device: str
+    output: Path,
+    rows: Sequence[Row],
+    memory: Sequence[tuple[int, float, float]],
+    profiles: Sequence[Profile],
+    compiled: float,
+    device: str,
 ) -> None:
     """The table as Markdown and CSV, and the figure."""
     output.mkdir(parents=True, exist_ok=True)
@@ -239,7 +282,7 @@ def write(
     lines = [
         f"# NDA: the fast engine against convolution, on {device}",
         "",
-        f"{platform.processor() or platform.machine()}, {available_cores()} cores. Milliseconds a (query, train image, "
+        f"{processor()}, {available_cores()} cores, vectors of {BYTES} bytes. Milliseconds a (query, train image, "
         f"timestep); medians. First call (compilation, or loading from the disk's cache): {compiled:.1f} s.",
         "",
         "| image | P | t | N | threads | engine | layout, once | convolution | ratio | all pairs | ratio | difference |",
@@ -256,17 +299,24 @@ def write(
     if memory:
         lines += ["", "| N | peak memory above the data, MB | seconds a task (P = 21, t = 500) |", "|---|---|---|"]
         lines += [f"| {count} | {megabytes:.0f} | {seconds:.2f} |" for count, megabytes, seconds in memory]
+    if profiles:
+        lines += [
+            "",
+            "Where the engine's time goes: one thread, 32×32, N = 512, milliseconds a (query, train image).",
+            "",
+        ]
+        lines += ["| P | t | distances | weights | k largest |", "|---|---|---|---|---|"]
+        for size, downsample, timestep, times in profiles:
+            shown = " | ".join(f"{milliseconds:.3f}" for milliseconds in times)
+            lines.append(f"| {size}{' low' if downsample == 2 else ''} | {timestep} | {shown} |")
     (output / f"{name}.md").write_text("\n".join(lines) + "\n")
     figure(output / f"{name}.png", rows, memory)
 
 
 def figure(path: Path, rows: Sequence[Row], memory: Sequence[tuple[int, float, float]]) -> None:
     """Ratios by scale and timestep, and memory and time against N."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("No figure: matplotlib is not installed.")
-        return
+    from matplotlib.figure import Figure
+
     plot = Figure(figsize=(10, 4), layout="constrained")
     left, right = plot.subplots(1, 2)
     compared = [row for row in rows if not math.isnan(row.convolution)]
@@ -324,7 +374,13 @@ def main() -> None:
     memory: list[tuple[int, float, float]] = []
     if device.type == "cpu" and not options.no_memory:
         memory = memory_table((500, 5000) if options.quick else (500, 5000, 50000), tasks=4 if options.quick else 16)
-    write(options.output, rows, memory, compiled, options.device)
+    profiles: list[Profile] = []
+    if device.type == "cpu":
+        train, query = photographs(512, 32), photographs(1, 32, seed=1)[0]
+        for (patch_size, downsample), timestep in itertools.product(SCALES, TIMESTEPS):
+            task = task_of(query, timestep, patch_size, downsample)
+            profiles.append((patch_size, downsample, timestep, bench.profile(task, train)))
+    write(options.output, rows, memory, profiles, compiled, options.device)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,40 @@
-"""SIMD vectors for numba: 64-byte registers as values, so that a kernel says what stays in a register.
+"""SIMD vectors for numba: registers as values, so that a kernel says what stays in a register.
 
 numba vectorises plain loops only where LLVM can prove that no two arrays overlap, after run-time checks, and with half
-of an AVX-512 register. These types name the operations instead: :func:`load` reads 16 float32 or 8 float64 numbers (the
-array's dtype decides), arithmetic is element by element, :func:`store` writes them back. LLVM maps a vector to whatever
-the processor has: one AVX-512 register, two of AVX2, four of NEON. No index is checked: callers pad their arrays.
+of an AVX-512 register. These types name the operations instead: :func:`load` reads :data:`BYTES` bytes of float32 or
+float64 numbers (the array's dtype decides), arithmetic is element by element, :func:`store` writes them back. LLVM maps a
+vector to whatever the processor has: a register of AVX-512 or AVX2, two of NEON. No index is checked: callers pad their
+arrays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from llvmlite import ir
+import platformdirs
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-BYTES = 64  #: size of a vector
+_numba_config: Any = numba.config
+
+
+def _vector_bytes() -> int:
+    """64 on a processor with AVX-512, else 32: the kernels keep 14 vectors at hand, and AVX2 has 16 registers of 32.
+
+    With vectors of 64 bytes, half of them would be spilled there, which made the kernels up to 1.5 times slower.
+    """
+    features = _numba_config.CPU_FEATURES  # what numba was told to compile for; None: this processor
+    wide = binding.get_host_cpu_features().get("avx512f", False) if features is None else "+avx512f" in features
+    return 64 if wide else 32
+
+
+BYTES = _vector_bytes()  #: size of a vector
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,15 +42,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile a kernel on its first call; releases Python's lock, so that threads run it side by side.
 
-    The result is cached on disk. numba then looks at the date of the kernel's own file alone: touch it after a change to
-    the parts it is made of.
+    The result is cached on disk, for as long as no module of kernels changes.
     """
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    kernel = numba.njit(nogil=True, error_model="numpy")(function)
+    folder = _numba_config.CACHE_DIR
+    _numba_config.CACHE_DIR = str(_cache_folder())
+    try:
+        with contextlib.suppress(RuntimeError):  # there is no place to write to: compiled anew in each process
+            kernel.enable_caching()
+    finally:
+        _numba_config.CACHE_DIR = folder
+    return cast(F, kernel)
+
+
+def _cache_folder() -> Path:
+    """Named by the content of all modules of kernels: numba looks at that of the kernel's own module alone."""
+    base = Path(_numba_config.CACHE_DIR or platformdirs.user_cache_path("attribench", "attribench") / "kernels")
+    sources = sorted(Path(__file__).parent.glob("_*.py"))
+    return base / hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
 def inlined(function: F) -> F:
     """Compile a part of kernels, into each kernel that calls it."""
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
 
 
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:

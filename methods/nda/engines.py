@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from attribench.cost import compiling
 from attribench.data import to_unit_range
 from attribench.methods.nda.convolution import patch_influence
 from attribench.methods.nda.task import PatchTask
+
+if TYPE_CHECKING:
+    from attribench.methods.nda.saved import SavedState
 
 
 class PatchScorer(Protocol):
     """Scores the train images it was made for.
 
-    Takes tasks, and a function to call with the number of (task, train image) pairs done since the last call. Returns
-    float64 ``(num_tasks, num_train)`` on the CPU.
+    Takes tasks, a function to call with the number of (task, train image) pairs done since the last call, and where to
+    keep what an interrupted call has come to. Returns float64 ``(num_tasks, num_train)`` on the CPU.
     """
 
-    def __call__(self, tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> Tensor: ...
+    def __call__(self, tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor: ...
 
 
 def convolution(train: Tensor, device: torch.device) -> PatchScorer:
     """The readable reference: every train image convolved with every patch of the query."""
     images = to_unit_range(train).to(device)
 
-    def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> Tensor:
+    def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
         scores = torch.empty(len(tasks), len(train), dtype=torch.float64)
         for task, row in zip(tasks, scores, strict=True):
             noisy = task.noisy_query.to(device)
@@ -41,17 +46,31 @@ def convolution(train: Tensor, device: torch.device) -> PatchScorer:
 def fast(train: Tensor, device: torch.device) -> PatchScorer:
     """Running sums along displacements: on the CPU compiled by numba, on CUDA in torch operations."""
     from attribench.methods.nda.engine import Engine, warm_up
-    from attribench.methods.nda.stream import PartialEngine, score_tasks
+    from attribench.methods.nda.stream import PartialEngine, StreamState, score_tasks
     from attribench.methods.nda.torch_engine import TorchEngine
 
     if device.type == "cuda":
         engine: PartialEngine = TorchEngine(device)
     else:
-        warm_up()  # compiling, once a machine, is part of preparing and not of any query
+        with compiling():
+            warm_up()
         engine = Engine()
 
-    def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> Tensor:
-        return score_tasks(engine, tasks, train, progress=progress)
+    def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
+        state = saved.load()
+        if state is None:
+            state = StreamState(np.zeros((len(tasks), len(train))))
+        progress(state.pairs)
+        try:
+            scores = score_tasks(
+                engine, tasks, train, progress=progress, state=state, after_shard=saved.save_in_passing
+            )
+        except BaseException:  # also Ctrl-C: the next call goes on from the last finished shard
+            if state.pairs:
+                saved.save(state)
+            raise
+        saved.remove()
+        return scores
 
     return scorer
 

@@ -14,6 +14,7 @@ from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.methods.nda.engines import ENGINES, PatchScorer
 from attribench.methods.nda.patches import check_patch_size
+from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.search import search_per_timestep
 from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method
@@ -111,11 +112,14 @@ class NDA(AttributionMethod):
         # Scores of every task are kept until they are summed: bounded, whatever the number of queries.
         together = max(1, _MAX_SCORES // (tasks_per_query * num_train))
         scores = torch.empty(len(images), num_train)
-        with self.context.progress.task("comparing patches", len(images) * tasks_per_query * num_train) as progress:
+        pairs = "query × train image"
+        with self.context.progress.task("comparing patches", len(images) * num_train, pairs) as progress:
             for begin in range(0, len(images), together):
                 part = images[begin : begin + together]
                 tasks = [task for image in part for task in self._tasks(image)]
-                found = self._scorer(tasks, progress.advance).reshape(len(part), tasks_per_query, num_train)
+                saved = SavedState.of(self.context.store, tasks, self.context.train)
+                found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query), saved)
+                found = found.reshape(len(part), tasks_per_query, num_train)
                 scores[begin : begin + together] = torch.einsum("t,qtn->qn", weights, found)
         return scores
 

@@ -69,7 +69,9 @@ class Block:
     def scores(self, normaliser: Normaliser) -> Tensor:
         """Σ_p of the images' sums, with weights normalised: float64 ``(num_images,)``."""
         factors = torch.from_numpy(np.exp2(self.peak - normaliser.log_total))
-        return torch.mv(torch.from_numpy(self.sums), factors.to(torch.float32)).to(torch.float64)
+        # The order in which a product is added up can depend on where its numbers lie in memory, and with it the last
+        # bits; a copy of torch's own always lies alike, whether the sums were computed just now or read from a file.
+        return torch.mv(torch.from_numpy(self.sums).clone(), factors.to(torch.float32)).to(torch.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,7 @@ class StreamState:
         shard: index of the next shard to read in this pass.
         normalisers: of the shards read, a task of the batch each.
         blocks: top-k sums of the shards read, a task of the batch each.
+        pairs: how many (task, train image) pairs are done.
     """
 
     scores: NDArray[np.float64]
@@ -53,12 +54,14 @@ class StreamState:
     shard: int = 0
     normalisers: list[Normaliser] = field(default_factory=list)
     blocks: list[tuple[Block, ...]] = field(default_factory=list)
+    pairs: float = 0.0
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Plain arrays to store, for :meth:`from_arrays`."""
         result: dict[str, NDArray[Any]] = {
             "scores": self.scores,
             "progress": np.array([self.task, self.tasks, self.normalising, self.shard], np.int64),
+            "pairs": np.array(self.pairs),
         }
         for i, normaliser in enumerate(self.normalisers):
             result |= {f"{i}/peak": normaliser.peak, f"{i}/log_total": normaliser.log_total}
@@ -71,7 +74,7 @@ class StreamState:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> StreamState:
         """The inverse of :meth:`arrays`."""
         task, tasks, normalising, shard = arrays["progress"].tolist()
-        state = cls(np.array(arrays["scores"]), task, tasks, bool(normalising), shard)
+        state = cls(np.array(arrays["scores"]), task, tasks, bool(normalising), shard, pairs=float(arrays["pairs"]))
         while (i := f"{len(state.normalisers)}") + "/peak" in arrays:
             state.normalisers.append(Normaliser(arrays[f"{i}/peak"], arrays[f"{i}/log_total"]))
             blocks: list[Block] = []
@@ -90,6 +93,7 @@ def score_tasks(
     memory_limit: int = MEMORY_LIMIT,
     progress: Callable[[float], None] | None = None,
     state: StreamState | None = None,
+    after_shard: Callable[[StreamState], None] | None = None,
 ) -> Tensor:
     """Score every train image for every task.
 
@@ -105,6 +109,7 @@ def score_tasks(
         memory_limit: bytes for top-k sums.
         progress: called after each shard with the number of (task, train image) pairs done since.
         state: where to go on, updated as the work proceeds; keep it to survive an interruption.
+        after_shard: called with the state after each shard.
 
     Returns:
         float64 ``(num_tasks, num_train)``; nonnegative, higher = stronger proponent.
@@ -119,7 +124,10 @@ def score_tasks(
         raise DataError(f"The state is of {state.scores.shape} tasks and images, not of {(len(tasks), len(train))}.")
     order = sorted(range(len(tasks)), key=lambda i: (tasks[i].patch_size, tasks[i].downsample))
     sizes = max(1, shard_size), memory_limit
-    run = _Run(engine, [tasks[i] for i in order], order, train, *sizes, progress or (lambda pairs: None), state)
+    run = _Run(
+        engine, [tasks[i] for i in order], order, train, *sizes,
+        progress or (lambda pairs: None), after_shard or (lambda state: None), state,
+    )  # fmt: skip
     while state.task < len(tasks):
         run.batch()
     return torch.from_numpy(state.scores)
@@ -134,6 +142,7 @@ class _Run:
     shard_size: int
     memory_limit: int
     progress: Callable[[float], None]
+    after_shard: Callable[[StreamState], None]
     state: StreamState
 
     def batch(self) -> None:
@@ -148,8 +157,7 @@ class _Run:
             while state.shard < shards:
                 part = self.engine.normalisers(batch, self._shard(), state.normalisers)
                 merged = [a.merged(b) for a, b in zip(state.normalisers, part, strict=True)]
-                state.normalisers, state.shard = merged, state.shard + 1
-                self.progress(len(batch) * self._shard_length(state.shard - 1) / 2)
+                self._advance(len(batch), merged, state.blocks, two_passes)
             state.normalising, state.shard = False, 0
         while state.shard < shards:
             start = state.shard * self.shard_size
@@ -157,15 +165,25 @@ class _Run:
             if two_passes:
                 for i, partial in enumerate(partials):
                     self._score(state.task + i, partial.blocks, state.normalisers[i])
+                self._advance(len(batch), state.normalisers, state.blocks, two_passes)
             else:
-                pairs = list(zip(state.normalisers, partials, strict=True))
+                merged = [a.merged(b.normaliser) for a, b in zip(state.normalisers, partials, strict=True)]
                 blocks = [old + new.blocks for old, new in zip(state.blocks, partials, strict=True)]
-                state.normalisers, state.blocks = [a.merged(b.normaliser) for a, b in pairs], blocks
-            state.shard += 1
-            self.progress(len(batch) * self._shard_length(state.shard - 1) / (2 if two_passes else 1))
+                self._advance(len(batch), merged, blocks, two_passes)
         for i, (parts, normaliser) in enumerate(zip(state.blocks, state.normalisers, strict=True)):
             self._score(state.task + i, parts, normaliser)
         state.task, state.tasks = state.task + len(batch), 0
+
+    def _advance(
+        self, tasks: int, normalisers: list[Normaliser], blocks: list[tuple[Block, ...]], two_passes: bool
+    ) -> None:
+        """A shard is done. One statement changes the state, so that Ctrl-C finds it as it was before, or after."""
+        state = self.state
+        pairs = tasks * self._shard_length(state.shard) / (2 if two_passes else 1)
+        done, shard = state.pairs + pairs, state.shard + 1
+        state.normalisers, state.blocks, state.pairs, state.shard = normalisers, blocks, done, shard
+        self.progress(pairs)
+        self.after_shard(state)
 
     def _begin(self) -> None:
         state = self.state

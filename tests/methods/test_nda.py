@@ -19,6 +19,7 @@ from attribench.errors import DataError, UsageError
 from attribench.method import score, start
 from attribench.methods.nda import NDA, convolution, patch_influence
 from attribench.methods.nda import method as nda_method
+from attribench.methods.nda.engine import patch_influence_fast
 from attribench.methods.nda.position_sums import PositionSums
 from attribench.methods.nda.task import PatchTask
 from attribench.testing import check_method
@@ -95,6 +96,8 @@ def test_matches_the_reference_values(path: Path, num_queries: int) -> None:
             scores = patch_influence(query, train, alpha_bar, patch_size, top_k, downsample)
             assert scores.dtype == torch.float32
             assert float((scores.double() - row).abs().max() / expected.max()) < 1e-5, name
+            fast = patch_influence_fast(query, train, alpha_bar, patch_size, top_k, downsample)
+            assert float((fast.double() - row).abs().max() / expected.max()) < 1e-5, name
 
 
 problems = st.fixed_dictionaries(
@@ -311,7 +314,7 @@ def test_computes_nothing_of_weight_zero(
     timestep_of = {ALPHA_BAR[timestep].item(): timestep for timestep in (100, 300)}
 
     def engine(train: Tensor, device: torch.device) -> nda_method.PatchScorer:
-        def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> Tensor:
+        def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: object) -> Tensor:
             seen.extend((timestep_of[task.alpha_bar], task.patch_size, task.downsample) for task in tasks)
             return torch.ones(len(tasks), len(train), dtype=torch.float64)
 

@@ -1,0 +1,79 @@
+"""Where a stream of shards has come to, kept on disk, so that an interrupted computation goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load, save
+
+from attribench.artifacts import ArtifactStore, atomic_write
+from attribench.data import ImageSet
+from attribench.methods.nda.stream import StreamState
+from attribench.methods.nda.task import PatchTask
+
+#: Raise it when states of earlier versions must not be read any more.
+_FORMAT = 1
+
+#: Seconds between two saves while all goes well: what a killed process loses at most, beside the shard in progress.
+INTERVAL = 60.0
+
+
+class SavedState:
+    """The state of one call of :func:`~attribench.methods.nda.stream.score_tasks` in a folder of its own.
+
+    Args:
+        folder: holds nothing else; made when first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._saved = time.monotonic()
+
+    @classmethod
+    def of(cls, store: ArtifactStore, tasks: Sequence[PatchTask], train: ImageSet) -> SavedState:
+        """Bound to the tasks and the train images by their content."""
+        digest = hashlib.sha256()
+        for task in tasks:
+            digest.update(task.noisy_query.contiguous().numpy().tobytes())
+            digest.update(repr((task.alpha_bar, task.patch_size, task.top_k, task.downsample)).encode())
+        spec = {"format": _FORMAT, "tasks": digest.hexdigest(), "train": train.content_hash}
+        return cls(store.working_folder("shards", spec))
+
+    def load(self) -> StreamState | None:
+        """The state saved last, or None; one that is damaged is as good as none."""
+        for file in self._files():
+            content = file.read_bytes()
+            if file.stem == _sum(content):
+                return StreamState.from_arrays(load(content))
+        return None
+
+    def save_in_passing(self, state: StreamState) -> None:
+        """Save the state if the last time is long ago."""
+        if time.monotonic() - self._saved >= INTERVAL:
+            self.save(state)
+
+    def save(self, state: StreamState) -> None:
+        """Save the state, in place of the one before."""
+        before, content = self._files(), save(dict[str, Any](state.arrays()))
+        path = self._folder / f"{_sum(content)}.safetensors"
+        atomic_write(path, content)
+        for file in before:
+            if file != path:
+                file.unlink(missing_ok=True)
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget it: the computation has come to its end."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
