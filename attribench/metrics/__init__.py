@@ -6,6 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attribench.metrics.ceiling import NoiseCeiling as NoiseCeiling
+    from attribench.metrics.ceiling import noise_ceiling as noise_ceiling
+    from attribench.metrics.comparison import PairedComparison as PairedComparison
+    from attribench.metrics.comparison import compare_lds as compare_lds
+    from attribench.metrics.comparison import compare_values as compare_values
+    from attribench.metrics.comparison import distinguishable as distinguishable
+    from attribench.metrics.comparison import holm as holm
+    from attribench.metrics.comparison import tied_with_best as tied_with_best
+    from attribench.metrics.counterfactual import pixel_distance as pixel_distance
     from attribench.metrics.lds import average_ranks as average_ranks
     from attribench.metrics.lds import linear_datamodeling_score as linear_datamodeling_score
     from attribench.metrics.lds import predict_outputs as predict_outputs
@@ -20,6 +29,15 @@ if TYPE_CHECKING:
 
 # Resolved on first use, so that the functions do not wait for torchmetrics.
 _EXPORTS = {
+    "NoiseCeiling": "attribench.metrics.ceiling",
+    "PairedComparison": "attribench.metrics.comparison",
+    "compare_lds": "attribench.metrics.comparison",
+    "compare_values": "attribench.metrics.comparison",
+    "distinguishable": "attribench.metrics.comparison",
+    "holm": "attribench.metrics.comparison",
+    "noise_ceiling": "attribench.metrics.ceiling",
+    "pixel_distance": "attribench.metrics.counterfactual",
+    "tied_with_best": "attribench.metrics.comparison",
     "Interval": "attribench.metrics.resampling",
     "LinearDatamodelingScore": "attribench.metrics.lds_metric",
     "average_ranks": "attribench.metrics.lds",

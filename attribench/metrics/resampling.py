@@ -66,23 +66,45 @@ def lds_interval(
     if not 0.0 < level < 1.0:
         raise UsageError(f"level must lie between 0 and 1 (0.95 for 95 %), not {level}.")
     per_query = score_predictions(predictions, outputs).cpu()
-    num_subsets, num_queries = predictions.shape
-    resampled = resampled_lds(predictions, outputs, bootstrap_counts(num_resamples, num_subsets, seed, "subsets"))
+    resampled = resampled_lds(predictions, outputs, bootstrap_counts(num_resamples, len(predictions), seed, "subsets"))
+    return interval_of_mean(per_query, resampled, level=level, seed=seed)
+
+
+def interval_of_mean(per_query: Tensor, resampled: Tensor, *, level: float = 0.95, seed: int = 0) -> Interval:
+    """The interval of :func:`lds_interval`, of any correlation over subsets that every query has.
+
+    Args:
+        per_query: ``(num_queries,)``.
+        resampled: ``(num_resamples, num_queries)``: the same in resamples of the subsets.
+        level: see :func:`lds_interval`.
+        seed: of the resamples of the queries.
+    """
+    num_resamples, num_queries = resampled.shape
     queries = bootstrap_counts(num_resamples, num_queries, seed, "queries")
     means = (resampled * queries).sum(dim=1) / num_queries
     deviations = means - means.mean()
-
-    subset_variance = resampled.mean(dim=1).var().item()
-    query_variance = 0.0
-    if num_queries > 1:
-        query_variance = max(0.0, (2 * per_query.var() - resampled.var(dim=1).mean()).item())
     spread = means.var().item()
-    scale = math.sqrt((subset_variance + query_variance / num_queries) / spread) if spread > 0 else 0.0
-
+    scale = math.sqrt(variance_of_mean(per_query, resampled) / spread) if spread > 0 else 0.0
     point = per_query.mean().item()
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = (point + scale * deviations.quantile(tails)).clamp(-1.0, 1.0).tolist()
     return Interval(low, high, level)
+
+
+def variance_of_mean(per_query: Tensor, resampled: Tensor) -> float:
+    """Variance of the mean over queries, for new queries and new subsets; see :func:`lds_interval` for the formula.
+
+    Also of a difference of two methods, both of which were resampled with the same draws.
+
+    Args:
+        per_query: ``(num_queries,)``.
+        resampled: ``(num_resamples, num_queries)``: the same in resamples of the subsets.
+    """
+    num_queries = len(per_query)
+    query_variance = 0.0
+    if num_queries > 1:
+        query_variance = max(0.0, (2 * per_query.var() - resampled.var(dim=1).mean()).item())
+    return resampled.mean(dim=1).var().item() + query_variance / num_queries
 
 
 def published_bootstrap(

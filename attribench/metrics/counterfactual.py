@@ -1,0 +1,72 @@
+"""How far a regenerated image moved from the original one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from attribench.errors import DataError
+from attribench.metrics.resampling import Interval
+from attribench.seeding import derive_seed
+
+
+def pixel_distance(originals: Tensor, regenerated: Tensor) -> Tensor:
+    """Euclidean distance of all pixels and channels, in [0, 1].
+
+    Args:
+        originals: uint8 ``(num_queries, C, H, W)``.
+        regenerated: uint8 ``(num_queries, num_seeds, C, H, W)``.
+
+    Returns:
+        float64 ``(num_queries, num_seeds)``, 0 for equal images and at most √(C·H·W).
+
+    Raises:
+        DataError: shapes that do not fit together.
+    """
+    _check(originals, regenerated)
+    difference = (originals[:, None].double() - regenerated.double()) / 255.0
+    return difference.flatten(2).square().sum(dim=2).sqrt()
+
+
+def embedding_cosine(originals: Tensor, regenerated: Tensor) -> Tensor:
+    """Cosine of embeddings, such as CLIP's.
+
+    Args:
+        originals: ``(num_queries, dimensions)``.
+        regenerated: ``(num_queries, num_seeds, dimensions)``.
+
+    Returns:
+        float64 ``(num_queries, num_seeds)`` in [-1, 1]; 1 for equal directions.
+
+    Raises:
+        DataError: shapes that do not fit together.
+    """
+    _check(originals, regenerated)
+    return F.cosine_similarity(originals[:, None].double(), regenerated.double(), dim=2)
+
+
+def median_interval(
+    values: NDArray[np.float64], *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of the median over queries.
+
+    Args:
+        values: ``(num_queries,)``, at least one.
+        level: nominal coverage, in (0, 1).
+        num_resamples: of the queries, with replacement.
+        seed: the same seed gives the same interval.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap", "median"))
+    drawn = generator.integers(0, len(values), (num_resamples, len(values)))
+    low, high = np.quantile(np.median(np.asarray(values)[drawn], axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def _check(originals: Tensor, regenerated: Tensor) -> None:
+    if regenerated.ndim < 2 or (len(originals), *originals.shape[1:]) != (len(regenerated), *regenerated.shape[2:]):
+        raise DataError(
+            f"originals {tuple(originals.shape)} and regenerated {tuple(regenerated.shape)} must be "
+            "(num_queries, ...) and (num_queries, num_seeds, ...)."
+        )
