@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONHASHSEED := 0
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format browser clean
 
 # The environment is made anew when the dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -18,8 +18,14 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/attribench run --method nda --dataset digits
 
-test: $(VENV)/ready
+test: $(VENV)/ready browser
 	$(BIN)/python -m pytest
+
+# The pages are tested in Chromium. Where it is not there and cannot be installed, those tests are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "Chromium is not installed: its tests will be skipped."
 
 # mypy resolves attribench.methods and its sisters on a copy laid out as installed.
 lint: $(VENV)/ready

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from attribench.method import Access as Access
     from attribench.method import AttributionContext as AttributionContext
     from attribench.method import AttributionMethod as AttributionMethod
+    from attribench.method import Match as Match
     from attribench.method import Queries as Queries
+    from attribench.method import SpatialEvidence as SpatialEvidence
     from attribench.registry import list_methods as list_methods
     from attribench.registry import load_method as load_method
     from attribench.registry import register_datamodule as register_datamodule
@@ -28,7 +30,9 @@ _EXPORTS = {
     "AttributionDataModule": "attribench.data",
     "AttributionMethod": "attribench.method",
     "ImageSet": "attribench.data",
+    "Match": "attribench.method",
     "Queries": "attribench.method",
+    "SpatialEvidence": "attribench.method",
     "list_methods": "attribench.registry",
     "load_method": "attribench.registry",
     "register_datamodule": "attribench.registry",

@@ -20,6 +20,7 @@ import yaml
 from attribench.errors import UsageError, nearest
 from attribench.registry import DATAMODULES, METHODS
 from attribench.settings import (
+    CounterfactualSettings,
     GenerationSettings,
     GroundTruthSettings,
     ModelSettings,
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Any]] = {
     "training": TrainingSettings,
     "generation": GenerationSettings,
     "ground_truth": GroundTruthSettings,
+    "counterfactual": CounterfactualSettings,
 }
 
 
@@ -70,6 +72,10 @@ class Config:
     settings: Settings
     methods: list[MethodConfig]
     overrides: dict[str, Any]
+
+    def overrides_without(self, section: str) -> dict[str, Any]:
+        """What the caller changed outside a section of the settings."""
+        return {name: value for name, value in self.overrides.items() if not name.startswith(f"{section}.")}
 
 
 def shipped(folder: str) -> dict[str, Path]:

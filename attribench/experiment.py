@@ -31,14 +31,19 @@ class GroundTruth:
 
     Attributes:
         masks: bool ``(num_subsets, num_train)``: the train images each subset holds.
-        losses: float32 ``(num_subsets, num_seeds, num_queries)``: each model's loss on each query, averaged over
-            timesteps and noise draws.
+        draws: float64 ``(num_subsets, num_seeds, num_draws, num_queries)``: each model's loss on each query with each
+            noise draw, averaged over timesteps.
         hash: identifies masks and losses with everything they were made from.
     """
 
     masks: Tensor
-    losses: Tensor
+    draws: Tensor
     hash: str
+
+    @property
+    def losses(self) -> Tensor:
+        """float32 ``(num_subsets, num_seeds, num_queries)``: averaged over noise draws."""
+        return self.draws.mean(dim=2).float()
 
     @property
     def outputs(self) -> Tensor:
@@ -85,7 +90,7 @@ class Experiment:
     def target(self) -> TrainJob:
         """The model under study, trained on all train images."""
         training = self.settings.training
-        return self._train_job("target model", None, training.seed, training.num_checkpoints)
+        return self.train_job("target model", None, training.seed, training.num_checkpoints)
 
     @cached_property
     def retrainings(self) -> list[list[TrainJob]]:
@@ -93,7 +98,7 @@ class Experiment:
         root = self.settings.training.seed
         return [
             [
-                self._train_job(
+                self.train_job(
                     f"model of subset {k}, seed {s}",
                     tuple(mask.nonzero().flatten().tolist()),
                     derive_seed(root, "training", "subset", k, "seed", s),
@@ -106,7 +111,7 @@ class Experiment:
     def train_models(self, task: Task) -> None:
         """Train the target model and all subset models that are not in the store."""
         save_images(self.store, self.train)
-        self._run([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
+        self.run_jobs([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
 
     def queries(self, name: str, task: Task | None = None) -> Queries:
         """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
@@ -116,7 +121,7 @@ class Experiment:
         """Measure every subset model's losses on a query set."""
         images = self._query_images(name)
         save_images(self.store, images)
-        self._run([job for jobs in self.loss_jobs(images) for job in jobs], task)
+        self.run_jobs([job for jobs in self.loss_jobs(images) for job in jobs], task)
 
     def loss_jobs(self, queries: ImageSet) -> list[list[LossJob]]:
         """``[subset][seed index]``."""
@@ -149,7 +154,7 @@ class Experiment:
                 artifact = job.find(self.store)
                 if artifact is None:
                     raise ArtifactError(f"The {job.name} on {name} are missing; run the same command again.")
-                row.append(artifact.load_tensors("losses")["losses"].double().mean(dim=(0, 1)).float())
+                row.append(artifact.load_tensors("losses")["losses"].double().mean(dim=1))
                 digests.append(artifact.digest)
             rows.append(torch.stack(row))
         masks_digest = digest_text("".join("1" if inside else "0" for inside in self.masks.flatten().tolist()))
@@ -175,7 +180,8 @@ class Experiment:
         """Target model and checkpoints, for methods that may see them."""
         return TargetModels(self.store, self.target)
 
-    def _train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
+    def train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
+        """A model trained from scratch on some train images, or on all (None)."""
         return TrainJob(
             name=name,
             train_hash=self.train.content_hash,
@@ -188,7 +194,8 @@ class Experiment:
             num_checkpoints=num_checkpoints,
         )
 
-    def _run(self, jobs: Sequence[Job], task: Task) -> None:
+    def run_jobs(self, jobs: Sequence[Job], task: Task) -> None:
+        """Do the jobs that are not done, here or in worker processes; ``task`` advances by the cost of all."""
         missing = []
         for job in jobs:
             if job.find(self.store) is None:
@@ -213,7 +220,7 @@ class Experiment:
         target = self.target.find(self.store)
         if target is None:
             save_images(self.store, self.train)
-            self._run([self.target], task or _no_task)
+            self.run_jobs([self.target], task or _no_task)
             target = self.target.find(self.store)
             assert target is not None
         seeds = list(range(self.settings.generation.num_images))

@@ -48,10 +48,22 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         DataError: the folder cannot be read, or holds pictures in a format that attribench does not read.
     """
+    found, foreign = find_images(folder)
+    if foreign:
+        names = [path.relative_to(folder).as_posix() for path in foreign]
+        raise DataError(
+            f"{folder} holds {len(foreign)} pictures in formats attribench does not read "
+            f"({_some(names)}): convert them to PNG or JPEG, or take them out."
+        )
+    return found
+
+
+def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Like :func:`list_images`, with the pictures in formats that attribench does not read apart, as the second list."""
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.")
     found: list[Path] = []
-    foreign: list[str] = []
+    foreign: list[Path] = []
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
@@ -72,13 +84,12 @@ def list_images(folder: Path) -> list[Path]:
             if suffix in IMAGE_SUFFIXES:
                 found.append(Path(parent, name))
             elif suffix in _FOREIGN_SUFFIXES:
-                foreign.append(Path(parent, name).relative_to(folder).as_posix())
-    if foreign:
-        raise DataError(
-            f"{folder} holds {len(foreign)} pictures in formats attribench does not read "
-            f"({_some(sorted(foreign, key=natural_key))}): convert them to PNG or JPEG, or take them out."
-        )
-    return sorted(found, key=lambda path: (natural_key(path.relative_to(folder).as_posix()), str(path)))
+                foreign.append(Path(parent, name))
+
+    def key(path: Path) -> tuple[list[list[tuple[str, int]]], str]:
+        return natural_key(path.relative_to(folder).as_posix()), str(path)
+
+    return sorted(found, key=key), sorted(foreign, key=key)
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
@@ -196,7 +207,7 @@ def read_images(
                 "(width x height). Pass --data.image_size to resize and crop them."
             )
     stacked = np.stack(images)
-    return stacked[:, :1].copy() if channels == "auto" and _is_grey(stacked) else stacked
+    return stacked[:, :1].copy() if channels == "auto" and is_grey(stacked) else stacked
 
 
 def read_each(
@@ -217,6 +228,18 @@ def read_each(
         DataError: up to three of the failures by name, and how many there are.
     """
 
+    results = attempt_each(sources, read)
+    failed = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, DataError)]
+    if failed and len(results) == 1:
+        raise DataError(f"An image cannot be read ({failed[0]}). {remedy}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(results)} images cannot be read ({_some(failed, '; ')}). {remedy}")
+    return [result for result in results if not isinstance(result, DataError)]
+
+
+def attempt_each(sources: Sequence[T], read: Callable[[T], R]) -> list[R | DataError]:
+    """Apply ``read`` to every source, several at a time; what cannot be read gives the error, in its place."""
+
     def attempt(source: T) -> R | DataError:
         try:
             return read(source)
@@ -226,16 +249,11 @@ def read_each(
             return DataError(error.strerror or str(error))
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(attempt, sources))
-    failed = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, DataError)]
-    if failed and len(results) == 1:
-        raise DataError(f"An image cannot be read ({failed[0]}). {remedy}")
-    if failed:
-        raise DataError(f"{len(failed)} of {len(results)} images cannot be read ({_some(failed, '; ')}). {remedy}")
-    return [result for result in results if not isinstance(result, DataError)]
+        return list(pool.map(attempt, sources))
 
 
-def _is_grey(images: Pixels) -> bool:
+def is_grey(images: Pixels) -> bool:
+    """Whether RGB images ``(num_images, 3, height, width)`` have no colour in any pixel."""
     return all(bool((image[0] == image[1]).all() and (image[1] == image[2]).all()) for image in images)
 
 

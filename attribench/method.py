@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.data import ImageSet, to_unit_range
-from attribench.errors import AccessError, AttribenchError, DataError
+from attribench.errors import AccessError, AttribenchError, DataError, UsageError
 from attribench.progress import Progress, silent_progress
 from attribench.shared import SharedStore
 
@@ -61,6 +61,38 @@ class Queries:
     def unit_range(self) -> Tensor:
         """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
         return to_unit_range(self.images)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A patch of the query and the patch of a train image it matches.
+
+    Args:
+        query_box: (top, left, height, width) in pixels, within the image.
+        train_box: likewise.
+        weight: what the pair adds to the score.
+        label: what was compared, e.g. ``"t = 100, 7×7"``.
+    """
+
+    query_box: tuple[int, int, int, int]
+    train_box: tuple[int, int, int, int]
+    weight: float
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialEvidence:
+    """Where in the two pictures a score comes from. Each map sums to the score.
+
+    Args:
+        query_map: float64 ``(height, width)``: how much of the score each region of the query accounts for.
+        train_map: float64 ``(height, width)``: how much of it the train image's regions get.
+        matches: the strongest pairs of patches, strongest first.
+    """
+
+    query_map: Tensor
+    train_map: Tensor
+    matches: tuple[Match, ...] = ()
 
 
 class Evaluate(Protocol):
@@ -201,6 +233,21 @@ class AttributionMethod(ABC):
         names = list(cls.search_space)
         grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*cls.search_space.values())]
         return max(grid, key=evaluate)
+
+    def explain(self, query: Queries, indices: Sequence[int]) -> list[SpatialEvidence]:
+        """Show where in the pictures the scores of a query come from, for methods that know. Optional.
+
+        Args:
+            query: a single one.
+            indices: the train images to explain, by number.
+
+        Returns:
+            One for each of ``indices``.
+
+        Raises:
+            UsageError: the method has no spatial evidence; so says every method that does not override this.
+        """
+        raise UsageError(f"{type(self).__name__} compares images as a whole: it has no evidence by region to show.")
 
     def inputs_hash(self) -> str:
         """Identify by their content the files that scores depend on and that only their path names. Optional.

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from attribench.record_files import Frozen, MethodRecord, load_attachment, load_file, safe, save_file, slug
 
-from attribench.artifacts import atomic_write, digest_text
-from attribench.errors import RecordError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-SCHEMA_VERSION: Literal[1] = 1
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["load_attachment", "load_record", "load_records", "save_record"]
 
 
-class IntervalRecord(_Model):
+class IntervalRecord(Frozen):
     """A confidence interval of the mean LDS, in the LDS's own unit (−1…1).
 
     Attributes:
@@ -34,7 +28,7 @@ class IntervalRecord(_Model):
     resampled: str
 
 
-class PublishedBootstrap(_Model):
+class PublishedBootstrap(Frozen):
     """The statistic that published tables give: mean and standard deviation over resamples of the subsets only."""
 
     mean: float
@@ -42,7 +36,24 @@ class PublishedBootstrap(_Model):
     num_resamples: int
 
 
-class QuerySetResult(_Model):
+class CeilingRecord(Frozen):
+    """The noise ceiling of a query set's ground truth; see :func:`attribench.metrics.noise_ceiling`.
+
+    Attributes:
+        lds: what a perfect method would reach, in 0…1.
+        replicates: what was compared: ``training seeds``, or ``noise draws`` of one seed (the ceiling is then too high).
+        num_replicates: how many of them.
+        agreement: mean Spearman correlation between two of them.
+    """
+
+    lds: float
+    interval: IntervalRecord
+    replicates: Literal["training seeds", "noise draws"]
+    num_replicates: int
+    agreement: float
+
+
+class QuerySetResult(Frozen):
     """The LDS of one method on one query set.
 
     Attributes:
@@ -50,6 +61,7 @@ class QuerySetResult(_Model):
         per_query: the LDS of every query, in the order of ``query_ids``.
         undefined_queries: queries whose correlation is undefined (constant prediction or output); each counts as 0.
         standard_error: of the mean, over queries alone.
+        ceiling: what a perfect method would reach on this ground truth; None where nothing was measured twice.
     """
 
     lds: float
@@ -61,9 +73,10 @@ class QuerySetResult(_Model):
     query_ids: list[str]
     queries_hash: str
     ground_truth_hash: str
+    ceiling: CeilingRecord | None = None
 
 
-class CostRecord(_Model):
+class CostRecord(Frozen):
     """What the method cost, by phase, on ``hardware``.
 
     Attributes:
@@ -81,80 +94,36 @@ class CostRecord(_Model):
     compile_seconds: float = 0.0
 
 
-class Record(_Model):
-    """Everything about one row of a table.
+class Record(MethodRecord):
+    """The LDS of one method: a row of a table.
+
+    Its attachment holds, for each query set, ``<set>.predictions`` and ``<set>.outputs`` (int16 ``(num_subsets,
+    num_queries)``, twice the ranks over subsets: what comparisons of methods need), and of some queries the images with
+    their proponents and opponents (see :mod:`attribench.gallery`).
 
     Attributes:
-        dataset: the data set's label, e.g. ``cifar2``.
-        preset: the preset the settings started from.
         protocol: ``strict`` if the numbers are of the halves nothing was chosen on.
-        overrides: what the caller changed in the settings, as dotted names; empty for the preset itself.
-        method: the row's name.
-        method_class: import path of the class.
-        options: the method's full configuration.
-        access: what the method declared it looks at.
-        tuned_on: which data the options were chosen on; empty if nothing was tuned.
-        settings: model, training, generation and ground truth in full.
-        data: the data set's own options.
-        setting_hash: identifies data and settings; records of one table share it.
+        results: by query set.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    dataset: str
-    preset: str
     protocol: Literal["standard", "strict"] = "standard"
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    method: str
-    method_class: str
-    options: dict[str, Any]
-    access: Literal["DATA", "MODEL", "CHECKPOINTS"]
-    tuned_on: str
-    settings: dict[str, Any]
-    data: dict[str, Any]
-    num_train: int
-    image_shape: list[int]
-    train_hash: str
-    setting_hash: str
     results: dict[str, QuerySetResult]
     cost: CostRecord
-    versions: dict[str, str]
-    hardware: dict[str, Any]
-    created: str
 
     @property
     def path(self) -> Path:
-        """Where the record is filed, relative to the results folder."""
-        setting = self.preset if not self.overrides else f"{self.preset}+{_slug(self.overrides)}"
         suffix = "" if self.protocol == "standard" else f".{self.protocol}"
-        return Path("records", _safe(self.dataset), setting, f"{_safe(self.method)}{suffix}.json")
-
-
-def _safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip(".") or "_"
-
-
-def _slug(values: dict[str, Any]) -> str:
-    """Changed options as part of a file name: readable, and with a hash once it would be too long."""
-    text = ",".join(_safe(f"{key}={value}") for key, value in sorted(values.items()))
-    return text if len(text) <= 80 else f"{text[:70]}-{digest_text(text)[:8]}"
+        return Path("records", safe(self.dataset), self.setting, f"{safe(self.method)}{suffix}.json")
 
 
 def row_name(name: str, changed: dict[str, Any]) -> str:
     """``"nda"``, or ``"nda[top_k=5]"`` when options were changed by the caller."""
-    return f"{name}[{_slug(changed)}]" if changed else name
+    return f"{name}[{slug(changed)}]" if changed else name
 
 
-def save_record(record: Record, results: Path) -> Path:
+def save_record(record: Record, results: Path, tensors: Mapping[str, Tensor] | None = None) -> tuple[Record, Path]:
     """File a record; one that says the same already is left as it is, its date too."""
-    path = results / record.path
-    if path.exists():
-        try:
-            if load_record(path).model_dump(exclude={"created"}) == record.model_dump(exclude={"created"}):
-                return path
-        except RecordError:
-            pass  # written by another version: replaced below
-    atomic_write(path, (json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode())
-    return path
+    return save_file(record, results, tensors)
 
 
 def load_record(path: Path) -> Record:
@@ -163,19 +132,7 @@ def load_record(path: Path) -> Record:
     Raises:
         RecordError: it is not JSON, of another schema version, or has unknown or missing fields.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is not a readable record: {error}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise RecordError(f"{path} has schema version {version!r}; this attribench reads {SCHEMA_VERSION}.")
-    try:
-        return Record.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path} is not a valid record: {where}: {first['msg']}") from error
+    return load_file(Record, path)
 
 
 def load_records(results: Path, datasets: Iterable[str] | None = None) -> list[Record]:

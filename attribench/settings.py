@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from attribench.errors import UsageError
 
@@ -155,13 +156,41 @@ class GroundTruthSettings:
 
 
 @dataclass(frozen=True)
+class CounterfactualSettings:
+    """What happens without a query's strongest proponents: models retrained without them, and what they generate.
+
+    Args:
+        num_queries: generated images to explain, drawn as published (``random_state = 42``); at most all.
+        num_removed: train images removed: the highest-scored ones of each query.
+        num_seeds: retrainings of each set, with other training seeds than the target model's.
+        target_seed: give the first retraining of each set the target model's own seed, as published; it then begins as
+            the target model did, so its images stay nearer to the original than the control's do.
+    """
+
+    num_queries: int = 60
+    num_removed: int = 1000
+    num_seeds: int = 3
+    target_seed: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.num_queries >= 2, "--counterfactual.num_queries must be at least 2.")
+        _require(self.num_removed >= 1, "--counterfactual.num_removed must be at least 1.")
+        _require(self.num_seeds >= 1, "--counterfactual.num_seeds must be at least 1.")
+
+
+@dataclass(frozen=True)
 class Settings:
-    """One experimental setting: all that decides the ground truth but the data."""
+    """One experimental setting: all that decides what is measured but the data."""
 
     model: ModelSettings
     training: TrainingSettings = field(default_factory=TrainingSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     ground_truth: GroundTruthSettings = field(default_factory=GroundTruthSettings)
+    counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
+
+    def without(self, section: str) -> dict[str, Any]:
+        """All sections but one, as plain values: LDS has nothing to do with ``counterfactual``, nor the other way round."""
+        return {name: value for name, value in asdict(self).items() if name != section}
 
 
 @dataclass(frozen=True)

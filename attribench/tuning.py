@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attribench.artifacts import atomic_write, plain
-from attribench.benchmark import Scoring, make_context, open_experiment, setting_hash
+from attribench.benchmark import open_experiment, setting_hash
 from attribench.choices import Choice, Trial, choice_path
 from attribench.configuration import Config, MethodConfig, typed
 from attribench.errors import UsageError
@@ -27,6 +27,7 @@ from attribench.method import AttributionMethod, Queries
 from attribench.metrics.lds import linear_datamodeling_score
 from attribench.progress import Progress
 from attribench.protocol import PROTOCOLS, ProtocolName
+from attribench.scoring import Scoring, make_context
 from attribench.settings import Runtime
 
 
@@ -50,7 +51,7 @@ class _Evaluator:
         reason = method.skip_reason(context)
         if reason is not None:
             raise UsageError(f"{self.config.name} cannot run here: {reason}")
-        scores = Scoring(self.experiment, method, config, context).scores({"validation": self.queries})["validation"]
+        scores = Scoring.of(self.experiment, method, config, context).scores({"validation": self.queries})["validation"]
         lds = linear_datamodeling_score(scores, self.masks, self.outputs).mean().item()
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
         self.trials.append(Trial(options=plain(values), lds=lds))  # type: ignore[arg-type]

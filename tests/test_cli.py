@@ -87,7 +87,7 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
         "attribench.retraining.jobs.train_network",
         "attribench.retraining.jobs.denoising_losses",
         "attribench.experiment.generate_images",
-        "attribench.benchmark.start",
+        "attribench.scoring.start",
     ):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("computed again"))
     assert run(finished, "nda,pixel,random") == 0

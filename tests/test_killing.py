@@ -16,7 +16,8 @@ import pytest
 
 DRIVER = """
 import importlib, json, os, signal, sys
-import attribench.benchmark, attribench.reporting.tables, sklearn.datasets, sklearn.model_selection, diffusers
+import attribench.counterfactual.run, attribench.reporting.tables
+import sklearn.datasets, sklearn.model_selection, diffusers
 from attribench.cli import main
 
 def kill_at(target, number, before):
@@ -71,7 +72,7 @@ MOMENTS = [
     ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),
     ("attribench.diffusion.sampling.exact_float32", 1, True),
-    ("attribench.benchmark.score", 2, False),  # scores computed, not stored
+    ("attribench.scoring.score", 2, False),  # scores computed, not stored
     ("attribench.diffusion.training.atomic_write", 2, False),  # a checkpoint of the target model is kept
     ("attribench.benchmark.save_record", 1, True),
 ]
@@ -102,7 +103,7 @@ def driver() -> Any:
 
 
 def arguments(folder: Path, command: str = "run") -> list[str]:
-    more = ["--method", "nda", "--results", str(folder / "results")] if command == "run" else []
+    more = [] if command == "ground-truth" else ["--method", "nda", "--results", str(folder / "results")]
     return [command, *more, "--dataset", "digits", "--preset", "smoke", "--workdir", str(folder / "runs"),
             "--accelerator", "cpu", "--workers", "1", "--checkpoint_seconds", "0"]  # fmt: skip
 
@@ -133,6 +134,40 @@ def test_a_killed_run_ends_in_the_same_record(
     assert driver(runs=[arguments(tmp_path)]) == [0]
     assert record(tmp_path) == undisturbed
     assert not list((tmp_path / "runs").rglob("*.tmp")), "leftovers are cleared"
+
+
+@pytest.fixture(scope="module")
+def undisturbed_counterfactual(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("counterfactual")
+    assert driver(runs=[arguments(folder, "counterfactual")]) == [0]
+    return all_records(folder)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("attribench.diffusion.module:DiffusionModule.training_step", 20, True),  # inside a model without proponents
+        ("attribench.counterfactual.jobs:GenerateJob.spec", 3, False),
+        ("attribench.record_files.atomic_write", 3, True),  # the control's record is filed, the method's is not
+    ],
+    ids=["training", "generating", "filing"],
+)
+def test_a_killed_counterfactual_ends_in_the_same_records(
+    driver: Any, undisturbed_counterfactual: dict[str, Any], tmp_path: Path, moment: tuple[str, int, bool]
+) -> None:
+    assert driver(runs=[arguments(tmp_path, "counterfactual")], kill=moment) == [-9], "the run was to be killed"
+    assert driver(runs=[arguments(tmp_path, "counterfactual")]) == [0]
+    assert all_records(tmp_path) == undisturbed_counterfactual
+
+
+def all_records(folder: Path) -> dict[str, Any]:
+    found = {}
+    for path in (folder / "results").rglob("*.json"):
+        content = json.loads(path.read_text())
+        del content["created"], content["clip_missing"]  # the clock's; an error's text
+        found[path.name] = content
+    assert {"control.json", "nda.json"} == set(found)
+    return found
 
 
 def test_two_runs_side_by_side_train_no_model_twice(driver: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from attribench.records import load_record, load_records, row_name, save_record
 
 def test_a_record_survives_the_disk_unchanged(tmp_path: Path) -> None:
     record = sample_record()
-    path = save_record(record, tmp_path)
+    _, path = save_record(record, tmp_path)
     assert path == tmp_path / "records" / "digits" / "small" / "nda.json"
     assert load_record(path) == record
     assert load_records(tmp_path) == [record]
@@ -21,7 +21,7 @@ def test_a_record_survives_the_disk_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_record_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
-    path = save_record(sample_record(created="2026-01-01T00:00:00Z"), tmp_path)
+    _, path = save_record(sample_record(created="2026-01-01T00:00:00Z"), tmp_path)
     before = path.read_bytes()
     save_record(sample_record(created="2026-02-02T00:00:00Z"), tmp_path)
     assert path.read_bytes() == before
@@ -30,8 +30,8 @@ def test_a_record_that_says_the_same_is_not_written_again(tmp_path: Path) -> Non
 
 
 def test_changed_settings_are_filed_apart(tmp_path: Path) -> None:
-    first = save_record(sample_record(), tmp_path)
-    second = save_record(sample_record(overrides={"training.epochs": 3}), tmp_path)
+    _, first = save_record(sample_record(), tmp_path)
+    _, second = save_record(sample_record(overrides={"training.epochs": 3}), tmp_path)
     assert second.parent.name == "small+training.epochs=3"
     assert first != second
     long = sample_record(overrides={f"model.option_{i}": i for i in range(40)})
@@ -47,7 +47,7 @@ def test_changed_settings_are_filed_apart(tmp_path: Path) -> None:
     ],
 )
 def test_a_record_of_another_shape_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = save_record(sample_record(), tmp_path)
+    _, path = save_record(sample_record(), tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(RecordError, match=rf"nda\.json.*{message}"):
         load_record(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from attribench.records import load_records
-from attribench.reporting.tables import leaderboards, render
+from attribench.reporting.formats import render
+from attribench.reporting.tables import leaderboards
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +20,6 @@ def test_the_readme_s_table_is_made_from_the_committed_records() -> None:
     )
     if changed.returncode or changed.stdout:
         pytest.skip("the records in results/ are not the committed ones: a run here has replaced some")
-    tables = leaderboards(load_records(ROOT / "results", ["digits"]))
+    tables = leaderboards(load_records(ROOT / "results", ["digits"]), ROOT / "results")
     assert len(tables) == 1
     assert render(tables, "markdown").strip() in (ROOT / "README.md").read_text("utf-8")

@@ -1,122 +1,122 @@
-"""Leaderboards: functions of records alone.
+"""Leaderboards as tables: functions of records alone.
 
 Records of different settings or presets never share a table, and a missing query set stays missing.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from attribench.records import QuerySetResult, Record
+from attribench.record_files import MethodRecord
+from attribench.records import CeilingRecord, QuerySetResult, Record
+from attribench.reporting.boards import Board, boards
+from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS
 
-Format = Literal["terminal", "markdown", "latex", "csv"]
-FORMATS: tuple[Format, ...] = ("terminal", "markdown", "latex", "csv")
-_MISSING = "—"
-NOT_TUNED = "nothing"
+CEILING = "noise ceiling"
+ACCESS = {"DATA": "data", "MODEL": "model", "CHECKPOINTS": "checkpoints"}
+TIE = " ≈"
+TIE_NOTE = (
+    "≈: not distinguishable from the best, in bold (paired bootstrap over queries and subsets and Wilcoxon's test over queries "
+    "do not both reject at 5 %, adjusted by Holm over all pairs)."
+)
 
 
-@dataclass(frozen=True)
-class Table:
-    """One setting's leaderboard.
-
-    Attributes:
-        title: data set, preset and what was changed.
-        notes: how the numbers were made, in full sentences.
-        header: column names.
-        rows: cells as text, the best method first.
-    """
-
-    title: str
-    notes: list[str]
-    header: list[str]
-    rows: list[list[str]]
+def leaderboards(records: Sequence[Record], results: Path | None = None) -> list[Table]:
+    """One table for each group of records that may be compared; see :func:`attribench.reporting.boards.boards`."""
+    return [leaderboard(board) for board in boards(records, results)]
 
 
-def leaderboards(records: Sequence[Record]) -> list[Table]:
-    """One table for each group of records that may be compared: same data, same setting, same ground truth."""
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
-    for record in records:
-        key = (record.dataset, record.preset, record.protocol, record.setting_hash)
-        groups.setdefault(key, []).append(record)
-    return [_table(group) for group in groups.values()]
-
-
-def _table(records: list[Record]) -> Table:
-    first = records[0]
-    header = ["method"]
+def leaderboard(board: Board) -> Table:
+    """A board as a table: a row a method, the best first, then the noise ceiling."""
+    columns = [Column("method")]
     for name in QUERY_SETS:
-        header += [f"{name} LDS×100 [95 %]", f"{name} subsets-only"]
-    header += ["looks at", "prepare s", "s/query", "peak MiB", "stored MiB", "tuned on"]
-    ordered = sorted(records, key=lambda record: -_sort_key(record))
-    return Table(_title(first), _notes(records), header, [_row(record) for record in ordered])
+        columns += [Column("LDS×100 [95 %]", group=name), Column("subsets only", "below", name)]
+    columns += [Column(name) for name in ("looks at", "prepare s", "s/query", "peak MiB", "stored MiB")]
+    columns.append(Column("tuned on", "note"))
+    rows = [_row(record, board) for record in board.records]
+    best = {
+        name: max((r.results[name].lds for r in board.records if name in r.results), default=0.0) for name in QUERY_SETS
+    }
+    bold = {
+        (number, 1 + 2 * index)
+        for number, record in enumerate(board.records)
+        for index, name in enumerate(QUERY_SETS)
+        if name in record.results and record.results[name].lds == best[name] and len(board.records) > 1
+    }
+    rules = set()
+    ceilings = [board.ceiling(name) for name in QUERY_SETS]
+    if any(ceilings):
+        rules.add(len(rows))
+        cells = [text for ceiling in ceilings for text in (_ceiling_cell(ceiling), MISSING)]
+        rows.append([CEILING, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
+    return Table(board.title, notes(board), columns, rows, frozenset(bold), frozenset(rules))
 
 
-def _sort_key(record: Record) -> float:
-    values = [record.results[name].lds for name in QUERY_SETS if name in record.results]
-    # A method without one of its cells has no row mean, and goes last.
-    return sum(values) / len(values) if len(values) == len(QUERY_SETS) else float("-inf")
-
-
-def _row(record: Record) -> list[str]:
+def _row(record: Record, board: Board) -> list[str]:
     cells = [record.method]
     for name in QUERY_SETS:
         result = record.results.get(name)
-        cells += [_score_cell(result), _published_cell(result)]
+        cells += [_score_cell(result) + _tie(record, name, board), published_cell(result)]
     cost = record.cost
     return [
         *cells,
-        {"DATA": "data", "MODEL": "model", "CHECKPOINTS": "checkpoints"}[record.access],
+        ACCESS[record.access],
         f"{cost.prepare_seconds:.2f}",
         f"{cost.seconds_per_query:.2g}",
         f"{cost.peak_bytes / 2**20:.0f}",
         f"{cost.stored_bytes / 2**20:.1f}",
-        record.tuned_on or NOT_TUNED,
+        record.tuned_on or NOTHING,
     ]
+
+
+def _tie(record: Record, query_set: str, board: Board) -> str:
+    result = record.results.get(query_set)
+    if result is None or not board.tested(query_set) or record.method not in board.best[query_set]:
+        return ""
+    leads = result.lds == max(other.results[query_set].lds for other in board.records if query_set in other.results)
+    return "" if leads else TIE
 
 
 def _score_cell(result: QuerySetResult | None) -> str:
     if result is None:
-        return _MISSING
+        return MISSING
     interval = result.interval
     return f"{100 * result.lds:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _published_cell(result: QuerySetResult | None) -> str:
+def published_cell(result: QuerySetResult | None) -> str:
+    """The statistic of published tables: mean ± standard deviation over resamples of the subsets."""
     if result is None:
-        return _MISSING
+        return MISSING
     return f"{100 * result.published_bootstrap.mean:.1f} ± {100 * result.published_bootstrap.std:.1f}"
 
 
-def _title(record: Record) -> str:
-    title = f"{record.dataset}, preset {record.preset}"
-    if record.protocol == "strict":
-        title += ", strict protocol (reported on queries and subsets that no options were chosen on)"
-    if record.overrides:
-        changes = ", ".join(f"{key}={value}" for key, value in sorted(record.overrides.items()))
-        title += f", changed: {changes}"
-    return title
+def _ceiling_cell(ceiling: CeilingRecord | None) -> str:
+    if ceiling is None:
+        return MISSING
+    interval = ceiling.interval
+    return f"{100 * ceiling.lds:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _notes(records: list[Record]) -> list[str]:
-    first = records[0]
+def notes(board: Board) -> list[str]:
+    """How a board's numbers were made, in full sentences."""
+    first, records = board.first, board.records
     truth = first.settings["ground_truth"]
-    channels, height, width = first.image_shape
     queries = ", ".join(f"{len(result.per_query)} {name}" for name, result in first.results.items())
     timesteps = len(range(0, 1000, truth["timestep_stride"]))
-    notes = [
-        f"{first.num_train} train images of {height}×{width}×{channels}; {truth['num_subsets']} subsets × "
+    said = [
+        f"{train_images(first)}; {truth['num_subsets']} subsets × "
         f"{truth['num_seeds']} seed(s), trained {first.settings['training']['epochs']} epochs; queries: {queries}; losses at "
         f"{timesteps} timesteps × {truth['num_noise_draws']} noise draws.",
-        "LDS × 100: mean over queries, with the 95 % bootstrap interval over queries and subsets. Subsets-only: the published "
+        "LDS × 100: mean over queries, with the 95 % bootstrap interval over queries and subsets. Subsets only: the published "
         "statistic, mean ± standard deviation over 64 resamples of the subsets.",
     ]
-    if first.preset != "paper":
-        notes.append(f"Preset {first.preset} is CPU-sized: not comparable with published numbers.")
+    if any(board.tested(name) for name in QUERY_SETS):
+        said.append(TIE_NOTE)
+    said += _ceiling_notes(board)
+    said += preset_notes(first)
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records
@@ -124,91 +124,34 @@ def _notes(records: list[Record]) -> list[str]:
         if result.undefined_queries
     ]
     if undefined:
-        notes.append(f"No correlation is defined, and 0 counted, for {'; '.join(undefined)}.")
-    return notes
-
-
-def render(tables: Sequence[Table], style: Format) -> str:
-    """The tables as text in one of :data:`FORMATS`."""
-    renderer = {"terminal": _terminal, "markdown": _markdown, "latex": _latex, "csv": _csv}[style]
-    return "\n".join(renderer(table) for table in tables)
-
-
-def _terminal(table: Table) -> str:
-    """Narrow enough for a terminal: what belongs to one query set shares a cell of two lines, headers break at words."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=120, highlight=False)
-    rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    paired = 2 * len(QUERY_SETS)
-    header = [table.header[0]]
-    header += [f"{name}\nLDS×100 [95 %]\n(subsets only)" for name in QUERY_SETS]
-    header += [name.replace(" ", "\n") for name in table.header[1 + paired : -1]]
-    for index, name in enumerate(header):
-        rich_table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
-    for row in table.rows:
-        cells = [row[0]]
-        cells += [f"{row[1 + 2 * k]}\n({row[2 + 2 * k]})" for k in range(len(QUERY_SETS))]
-        rich_table.add_row(*[Text(cell) for cell in cells + row[1 + paired : -1]])
-    tuned = "; ".join(f"{row[0]} on {row[-1]}" for row in table.rows if row[-1] != NOT_TUNED)
-    for part in (table.title, rich_table, *table.notes, f"Tuned: {tuned or 'nothing'}."):
-        console.print(part, markup=False)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def _markdown(table: Table) -> str:
-    lines = [f"**{table.title}**", ""]
-    lines.append("| " + " | ".join(table.header) + " |")
-    lines.append("|" + "---|" * len(table.header))
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *[f"{note}\n" for note in table.notes]])
-
-
-_LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "—": "---",
-}
-
-
-def _latex(table: Table) -> str:
-    def escape(text: str) -> str:
-        return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
-
-    columns = "l" + "r" * (len(table.header) - 2) + "l"
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape(table.title)}. {escape(' '.join(table.notes))}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        " & ".join(escape(cell) for cell in table.header) + r" \\",
-        r"\midrule",
-        *[" & ".join(escape(cell) for cell in row) + r" \\" for row in table.rows],
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
+        said.append(f"No correlation is defined, and 0 counted, for {'; '.join(undefined)}.")
+    compiled = [
+        f"{record.method} {record.cost.compile_seconds:.0f} s" for record in records if record.cost.compile_seconds >= 1
     ]
-    return "\n".join(lines) + "\n"
+    if compiled:
+        said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
+    return said
 
 
-def _csv(table: Table) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["table", *table.header])
-    writer.writerows([table.title, *row] for row in table.rows)
-    return buffer.getvalue()
+def _ceiling_notes(board: Board) -> list[str]:
+    found = {name: ceiling for name in QUERY_SETS if (ceiling := board.ceiling(name))}
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    text = f"Noise ceiling: what a perfect method would reach, from the agreement of {first.num_replicates} {first.replicates}"
+    if first.replicates == "noise draws":
+        text += "; with one training seed it leaves out the noise of training and is too high"
+    return [f"{text}."]
+
+
+def train_images(record: MethodRecord) -> str:
+    """How many train images of which size."""
+    channels, height, width = record.image_shape
+    return f"{record.num_train} train images of {height}×{width}×{channels}"
+
+
+def preset_notes(record: MethodRecord) -> list[str]:
+    """A warning for settings that are not the published ones."""
+    if record.preset == "paper":
+        return []
+    return [f"Preset {record.preset} is CPU-sized: not comparable with published numbers."]

@@ -16,6 +16,7 @@ from attribench.methods.nda.task import PatchTask
 
 if TYPE_CHECKING:
     from attribench.methods.nda.saved import SavedState
+    from attribench.methods.nda.stream import PartialEngine
 
 
 class PatchScorer(Protocol):
@@ -43,18 +44,23 @@ def convolution(train: Tensor, device: torch.device) -> PatchScorer:
     return scorer
 
 
-def fast(train: Tensor, device: torch.device) -> PatchScorer:
-    """Running sums along displacements: on the CPU compiled by numba, on CUDA in torch operations."""
+def fast_engine(device: torch.device) -> PartialEngine:
+    """On the CPU compiled by numba, on CUDA in torch operations."""
     from attribench.methods.nda.engine import Engine, warm_up
-    from attribench.methods.nda.stream import PartialEngine, StreamState, score_tasks
     from attribench.methods.nda.torch_engine import TorchEngine
 
     if device.type == "cuda":
-        engine: PartialEngine = TorchEngine(device)
-    else:
-        with compiling():
-            warm_up()
-        engine = Engine()
+        return TorchEngine(device)
+    with compiling():
+        warm_up()
+    return Engine()
+
+
+def fast(train: Tensor, device: torch.device) -> PatchScorer:
+    """Running sums along displacements."""
+    from attribench.methods.nda.stream import StreamState, score_tasks
+
+    engine = fast_engine(device)
 
     def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
         state = saved.load()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
-from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
-from attribench.methods.nda.engines import ENGINES, PatchScorer
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries, SpatialEvidence
+from attribench.methods.nda.engines import ENGINES, PatchScorer, fast_engine
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.search import search_per_timestep
@@ -97,8 +97,8 @@ class NDA(AttributionMethod):
     def prepare(self, context: AttributionContext) -> None:
         """Give the train images to the engine."""
         # Apple's GPUs have no float64, which sums over patches need.
-        device = torch.device("cpu") if context.device.type == "mps" else context.device
-        self._scorer = ENGINES[self._engine](context.train_images, device)
+        self._device = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._scorer = ENGINES[self._engine](context.train_images, self._device)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, nonnegative; see the class."""
@@ -106,9 +106,8 @@ class NDA(AttributionMethod):
             raise AttribenchError("NDA is not prepared: call start(method, context) first.")
         num_train = len(self.context.train)
         images = queries.unit_range()
-        tasks_per_query = len(self._terms) * self._noise_draws
-        weights = torch.tensor([term.weight for term in self._terms], dtype=torch.float64)
-        weights = weights.repeat_interleave(self._noise_draws) / (self._num_timesteps * self._noise_draws)
+        weights = torch.tensor(self._weights(), dtype=torch.float64)
+        tasks_per_query = len(weights)
         # Scores of every task are kept until they are summed: bounded, whatever the number of queries.
         together = max(1, _MAX_SCORES // (tasks_per_query * num_train))
         scores = torch.empty(len(images), num_train)
@@ -122,6 +121,30 @@ class NDA(AttributionMethod):
                 found = found.reshape(len(part), tasks_per_query, num_train)
                 scores[begin : begin + together] = torch.einsum("t,qtn->qn", weights, found)
         return scores
+
+    def explain(self, query: Queries, indices: Sequence[int]) -> list[SpatialEvidence]:
+        """Show which regions of the query and of the train images make up the scores, and the patches that match.
+
+        Works with either engine, by the fast one.
+        """
+        from attribench.methods.nda.explanation import explain
+        from attribench.methods.nda.stream import normalisers
+
+        (image,) = query.unit_range()
+        tasks, train = self._tasks(image), self.context.train_images
+        labels = [
+            f"t = {term.timestep}, {term.patch_size}×{term.patch_size}{' at half resolution' if term.downsample == 2 else ''}"
+            for term in self._terms
+            for _ in range(self._noise_draws)
+        ]
+        with self.context.progress.task("weighing all train images", len(tasks) * len(train)) as progress:
+            totals = normalisers(fast_engine(self._device), tasks, train, progress=progress.advance)
+        return explain(tasks, self._weights(), labels, totals, train[list(indices)])
+
+    def _weights(self) -> list[float]:
+        """Of every task of a query in its score."""
+        share = 1.0 / (self._num_timesteps * self._noise_draws)
+        return [term.weight * share for term in self._terms for _ in range(self._noise_draws)]
 
     def _tasks(self, image: Tensor) -> list[PatchTask]:
         """What to ask for one query: every term and noise draw."""

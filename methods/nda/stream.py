@@ -133,6 +133,32 @@ def score_tasks(
     return torch.from_numpy(state.scores)
 
 
+def normalisers(
+    engine: PartialEngine,
+    tasks: Sequence[PatchTask],
+    train: Tensor | NDArray[np.uint8],
+    *,
+    shard_size: int = SHARD_SIZE,
+    progress: Callable[[float], None] | None = None,
+) -> list[Normaliser]:
+    """What all train images together weigh at each position, for each task: what single scores are relative to.
+
+    Arguments and errors are those of :func:`score_tasks`.
+    """
+    found = [Normaliser.empty(task.num_positions) for task in tasks]
+    for start in range(0, len(train), max(1, shard_size)):
+        shard = _layout(train, start, max(1, shard_size))
+        part = engine.normalisers(tasks, shard, found)
+        found = [a.merged(b) for a, b in zip(found, part, strict=True)]
+        (progress or (lambda pairs: None))(len(tasks) * len(shard))
+    return found
+
+
+def _layout(train: Tensor | NDArray[np.uint8], start: int, size: int) -> TrainLayout:
+    images = train[start : start + size]
+    return TrainLayout(images if isinstance(images, Tensor) else torch.from_numpy(np.array(images)))
+
+
 @dataclass(eq=False)
 class _Run:
     engine: PartialEngine
@@ -203,9 +229,7 @@ class _Run:
         return 4 * len(self.train) * self.tasks[task].num_positions > self.memory_limit
 
     def _shard(self) -> TrainLayout:
-        start = self.state.shard * self.shard_size
-        images = self.train[start : start + self.shard_size]
-        return TrainLayout(images if isinstance(images, Tensor) else torch.from_numpy(np.array(images)))
+        return _layout(self.train, self.state.shard * self.shard_size, self.shard_size)
 
     def _shard_length(self, shard: int) -> int:
         return min(self.shard_size, len(self.train) - shard * self.shard_size)

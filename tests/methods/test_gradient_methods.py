@@ -13,7 +13,6 @@ from torch import nn
 
 from attribench import Access, AttributionContext, AttributionMethod, Queries
 from attribench.artifacts import ArtifactStore
-from attribench.benchmark import Scoring, make_context
 from attribench.configuration import resolve
 from attribench.data import AttributionDataModule
 from attribench.diffusion.noise import NoiseSchedule
@@ -28,6 +27,7 @@ from attribench.methods.relative_influence import RelativeInfluence
 from attribench.methods.renormalized_influence import RenormalizedInfluence
 from attribench.methods.tracincp import TracInCP
 from attribench.methods.trak import TRAK
+from attribench.scoring import Scoring, make_context
 from attribench.settings import ModelSettings, Runtime, Settings
 from attribench.shared import SharedStore
 from attribench.testing import check_method
@@ -144,7 +144,7 @@ def test_features_that_another_method_paid_for_are_in_the_cost(
     def run(name: str) -> Scoring:
         [config] = resolve("digits", "smoke", [name], {"method": dict(QUICK)}).methods
         method = config.cls(**config.options)
-        scoring = Scoring(experiment, method, config, make_context(experiment, method, config))
+        scoring = Scoring.of(experiment, method, config, make_context(experiment, method, config))
         scoring.scores(queries)
         return scoring
 

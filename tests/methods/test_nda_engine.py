@@ -201,8 +201,8 @@ def test_evidence_adds_up_to_the_score(size: int, low: bool) -> None:
     task, train = random_task(10, (3, 14, 12), 25, 200, size, 6, low)
     partial = Engine().partial(task, TrainLayout(train))
     scores = finish(partial)
-    for index in (0, 3, 24):
-        shown = evidence(task, train[index], partial.normaliser)
+    chosen = [0, 3, 24]
+    for index, shown in zip(chosen, evidence(task, train[chosen], partial.normaliser), strict=True):
         assert shown.given.shape == shown.received.shape == task.geometry.grid
         assert abs(shown.score - scores[index]) < 1e-5 * scores.max()
         assert shown.received.sum().item() == pytest.approx(shown.score.item(), rel=1e-9)

@@ -6,7 +6,8 @@ import io
 import pytest
 from sample_records import sample_record, sample_result
 
-from attribench.reporting.tables import FORMATS, leaderboards, render
+from attribench.reporting.formats import FORMATS, render
+from attribench.reporting.tables import leaderboards
 
 
 def test_every_number_stands_with_its_preset_its_interval_and_what_it_was_tuned_on() -> None:
@@ -14,7 +15,7 @@ def test_every_number_stands_with_its_preset_its_interval_and_what_it_was_tuned_
     assert table.title == "digits, preset small"
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert row["validation LDS×100 [95 %]"] == "50.0 [40.0, 60.0]"
-    assert row["generation subsets-only"] == "39.0 ± 2.0"
+    assert row["generation subsets only"] == "39.0 ± 2.0"
     assert row["tuned on"] == "validation queries"
     assert (row["looks at"], row["prepare s"], row["s/query"]) == ("data", "1.50", "0.25")
     assert (row["peak MiB"], row["stored MiB"]) == ("32", "1.0")

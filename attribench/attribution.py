@@ -1,0 +1,253 @@
+"""Attribution of one's own folders: no model and no retraining, only images compared with images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribench.artifacts import ArtifactStore, Spec, Staging, atomic_write
+from attribench.configuration import MethodConfig
+from attribench.data import ImageSet
+from attribench.device import resolve_device
+from attribench.diffusion.noise import NoiseSchedule
+from attribench.errors import UsageError
+from attribench.explanation import Explained, Explanation, explained
+from attribench.folders import Folder, read_folder, same_channels
+from attribench.images import Channels
+from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
+from attribench.progress import Progress
+from attribench.records import row_name
+from attribench.scoring import Scoring
+from attribench.settings import Runtime
+
+#: Root of the noise; the seed of the benchmark's target model.
+_SEED = 42
+
+#: Raise it when evidence in the store must not be read any more.
+_EVIDENCE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        train: folder of train images.
+        queries: folder of images to explain.
+        out: folder for ``scores.parquet`` and ``report.html``.
+        top: train images a query to report, 0 for all.
+        image_size: side of the square all images are brought to, in pixels.
+        channels: ``RGB``, ``grey``, or ``auto``: grey if no image has colour.
+        heat_maps: for how many of a query's train images to show where the score comes from.
+    """
+
+    train: Path
+    queries: Path
+    out: Path
+    top: int = 20
+    image_size: int = 32
+    channels: Channels = "auto"
+    heat_maps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.top < 0:
+            raise UsageError("--top must be 0 (all) or more.")
+        if self.heat_maps < 0:
+            raise UsageError("--heat-maps must be 0 or more.")
+        if self.image_size < 2:
+            raise UsageError("--image-size must be at least 2.")
+
+
+@dataclass(frozen=True, eq=False)
+class Attributed:
+    """The answer.
+
+    Attributes:
+        method: the row's name.
+        options: the method's.
+        train: the train images.
+        queries: the images explained.
+        rankings: of each query, its strongest train images.
+        skipped: files left out, with the reason, of both folders.
+    """
+
+    method: str
+    options: dict[str, Any]
+    train: ImageSet
+    queries: ImageSet
+    rankings: list[Ranking]
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A query's strongest train images.
+
+    Attributes:
+        indices: of the train images, the strongest first.
+        scores: theirs.
+        explanation: where they come from, for the first ones; None if the method does not know.
+    """
+
+    indices: list[int]
+    scores: list[float]
+    explanation: Explanation | None = None
+
+
+def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress: Progress) -> Attributed:
+    """Rank the train images for every query, and write ``scores.parquet`` and ``report.html`` into ``request.out``.
+
+    What is decoded and computed stays in the store under ``runtime.workdir``: a call that was stopped goes on.
+
+    Raises:
+        UsageError: the method needs a model.
+        DataError: a folder does not exist, or holds no image that can be read.
+    """
+    if config.cls.access > Access.DATA:
+        raise UsageError(
+            f"{config.name} looks at a model, and there is none here: use a method that compares images, such as nda, "
+            "pixel or clip."
+        )
+    method = config.cls(**config.options)
+    device = resolve_device(runtime.accelerator)
+    store = ArtifactStore(Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message)
+    train, queries = same_channels(
+        *(_read(folder, request, store, progress) for folder in (request.train, request.queries))
+    )
+    context = AttributionContext(
+        train=train.images,
+        schedule=NoiseSchedule(),
+        device=device,
+        seed=_SEED,
+        store=store.scoped(f"methods/{config.cls.__qualname__}"),
+        access=Access.DATA,
+        progress=progress,
+    )
+    reason = method.skip_reason(context)
+    if reason is not None:
+        raise UsageError(f"{config.name} cannot run here: {reason}")
+    scoring = Scoring(store, method, config, context)
+    asked = Queries.of(queries.images, "queries")
+    scores = scoring.scores({"queries": asked})["queries"]
+    count = min(request.top or len(train.images), len(train.images))
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    explanations = _explanations(
+        method, context, scoring, asked, order[:, : request.heat_maps], scores, store, progress
+    )
+    rankings = [
+        Ranking(indices.tolist(), row[indices].tolist(), explanation)
+        for indices, row, explanation in zip(order, scores, explanations, strict=True)
+    ]
+    result = Attributed(
+        row_name(config.name, config.changed),
+        config.options,
+        train.images,
+        queries.images,
+        rankings,
+        {"train": train.skipped, "queries": queries.skipped},
+    )
+    write(result, request)
+    return result
+
+
+def write(result: Attributed, request: Request) -> None:
+    """Write ``scores.parquet`` (columns ``query``, ``train``, ``rank`` from 1, ``score``) and ``report.html``."""
+    import pandas as pd
+
+    from attribench.reporting.attribution_page import attribution_page
+
+    rows = [
+        (query, result.train.ids[index], rank, score)
+        for query, ranking in zip(result.queries.ids, result.rankings, strict=True)
+        for rank, (index, score) in enumerate(zip(ranking.indices, ranking.scores, strict=True), start=1)
+    ]
+    table = pd.DataFrame(rows, columns=["query", "train", "rank", "score"])
+    buffer = io.BytesIO()
+    table.astype({"rank": "int64", "score": "float64"}).to_parquet(buffer, index=False)
+    atomic_write(request.out / "scores.parquet", buffer.getvalue())
+    atomic_write(request.out / "report.html", attribution_page(result, request).encode())
+
+
+def _read(folder: Path, request: Request, store: ArtifactStore, progress: Progress) -> Folder:
+    found = read_folder(folder, request.image_size, store, channels=request.channels, progress=progress)
+    for name, reason in found.skipped.items():
+        progress.message(f"Skipped {folder / name}: {reason}.")
+    return found
+
+
+def _explanations(
+    method: AttributionMethod,
+    context: AttributionContext,
+    scoring: Scoring,
+    queries: Queries,
+    order: Tensor,
+    scores: Tensor,
+    store: ArtifactStore,
+    progress: Progress,
+) -> Sequence[Explanation | None]:
+    """Evidence for the first train images of each query, kept in the store a query at a time."""
+    knows = type(method).explain is not AttributionMethod.explain
+    if not knows or order.shape[1] == 0:
+        return [None] * len(queries)
+    found = []
+    with progress.task(f"{scoring.name}: heat maps of {len(queries)} queries", len(queries)) as task:
+        for number, indices in enumerate(order):
+            query = queries[number : number + 1]
+            values = scores[number, indices].tolist()
+            content = ImageSet(query.images, query.ids).content_hash
+            spec: Spec = {
+                **scoring.spec, "format": _EVIDENCE_FORMAT, "queries": content, "images": indices.tolist()
+            }  # fmt: skip
+
+            def build(
+                staging: Staging, query: Queries = query, indices: Tensor = indices, values: list[float] = values
+            ) -> None:
+                if method._context is None:  # scores came from the store
+                    start(method, context)
+                shown = explained(method, query, indices.tolist(), values, context.train)
+                _save(staging, shown)
+
+            artifact = store.get_or_create("evidence", spec, build)
+            evidence = _load(artifact.load_tensors("maps"), artifact.load_json("matches"))
+            found.append(_explanation(query, indices.tolist(), values, evidence, context.train))
+            task.advance()
+    return found
+
+
+def _save(staging: Staging, shown: Explanation) -> None:
+    evidence = [item.evidence for item in shown.images]
+    staging.save_tensors(
+        "maps",
+        {
+            "query": torch.stack([item.query_map for item in evidence]),
+            "train": torch.stack([item.train_map for item in evidence]),
+        },
+    )
+    staging.save_json("matches", [[vars(match) for match in item.matches] for item in evidence])
+
+
+def _load(maps: dict[str, Tensor], matches: list[list[dict[str, Any]]]) -> list[SpatialEvidence]:
+    def match(values: dict[str, Any]) -> Match:
+        boxes = {name: tuple(values[name]) for name in ("query_box", "train_box")}
+        return Match(**{**values, **boxes})
+
+    return [
+        SpatialEvidence(query_map, train_map, tuple(match(values) for values in pairs))
+        for query_map, train_map, pairs in zip(maps["query"], maps["train"], matches, strict=True)
+    ]
+
+
+def _explanation(
+    query: Queries, indices: list[int], values: list[float], evidence: list[SpatialEvidence], train: ImageSet
+) -> Explanation:
+    images = [
+        Explained(rank, index, train.ids[index], train.images[index], value, shown)
+        for rank, (index, value, shown) in enumerate(zip(indices, values, evidence, strict=True), start=1)
+    ]
+    return Explanation(query.ids[0], query.images[0], images)

@@ -1,0 +1,68 @@
+"""``attribench attribute``: one's own folders, without a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
+from attribench.errors import UsageError
+from attribench.images import Channels
+
+
+def attribute(arguments: list[str]) -> int:
+    parser = new_parser(
+        "attribute", "Rank the images of one folder by how they shaped those of another; no model needed."
+    )
+    parser.add_argument("--train", type=str, help="Folder of train images, searched with its subfolders.")
+    parser.add_argument("--queries", type=str, help="Folder of the images to explain.")
+    parser.add_argument("--out", type=str, help="Folder for scores.parquet and report.html.")
+    parser.add_argument(
+        "--method", type=str, default="nda", help="A method that needs no model: nda, pixel, clip, yours."
+    )
+    parser.add_argument("--top", type=int, default=20, help="Train images to report for each query; 0 = all.")
+    parser.add_argument("--image-size", "--image_size", type=int, default=32, help="Images are resized and cropped to squares "
+                        "of so many pixels.")  # fmt: skip
+    parser.add_argument("--channels", type=str, choices=["auto", "RGB", "grey"], default="auto", help="auto: grey if no image "
+                        "has colour.")  # fmt: skip
+    parser.add_argument("--heat-maps", "--heat_maps", type=int, default=20, help="Train images of each query to show heat "
+                        "maps for, where the method can.")  # fmt: skip
+    add_runtime_options(parser)
+    own, dotted = split_dotted(arguments)
+
+    from attribench.configuration import DatasetConfig, method_config
+
+    options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
+    if "." in options.method and "" not in sys.path:
+        sys.path.insert(0, "")  # so that a class in the current folder can be named
+    unknown = sorted(set(dotted) - {"method"})
+    if unknown:
+        raise UsageError(
+            f"Unknown option --{unknown[0]}.*: only options of the method, --method.NAME, have a dot here."
+        )
+    config = method_config(options.method, DatasetConfig("", {}, {}, {}), "", dotted.get("method", {}))
+    if "-h" in own or "--help" in own:
+        print(parser.format_help().rstrip())
+        print_options({"method": config.cls})
+        return 0
+    for name in ("train", "queries", "out"):
+        if not getattr(options, name):
+            raise UsageError(f"--{name} is needed: attribench attribute --train DIR --queries DIR --out DIR.")
+
+    from attribench.attribution import Request
+    from attribench.attribution import attribute as compute
+    from attribench.progress import terminal_progress
+
+    channels: Channels = options.channels
+    request = Request(
+        Path(options.train), Path(options.queries), Path(options.out), options.top, options.image_size, channels,
+        options.heat_maps,
+    )  # fmt: skip
+    result = compute(request, config, runtime_of(options), terminal_progress())
+    print(f"{len(result.queries)} queries, {len(result.train)} train images, ranked by {result.method}:")
+    for name in ("scores.parquet", "report.html"):
+        print(request.out / name)
+    left_out = sum(len(names) for names in result.skipped.values())
+    if left_out:
+        print(f"{left_out} files were left out; report.html says which and why.")
+    return 0

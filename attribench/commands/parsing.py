@@ -1,0 +1,208 @@
+"""What the commands share: options, configuration, help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attribench.errors import AttribenchError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from attribench.configuration import Config
+    from attribench.settings import Runtime
+
+
+def new_parser(command: str, description: str) -> Any:
+    """A parser with ``--help`` as a plain flag."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"attribench {command}", description=description, exit_on_error=False, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
+    return parser
+
+
+def add_setting_options(parser: Any, *, methods: bool) -> None:
+    """What names data set, preset, methods and configuration file."""
+    from attribench.configuration import PRESETS
+
+    if methods:
+        parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
+                            "import paths (my_package.MyMethod), YAML files; all = every one that can run.")  # fmt: skip
+    parser.add_argument("--dataset", type=str, default="digits", help="Data set: a name, an import path, a YAML file.")
+    parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: small).")
+    parser.add_argument("--config", type=str, help="YAML file with the options below, as --print_config prints them.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+
+
+def add_protocol_option(parser: Any) -> None:
+    """Standard or strict."""
+    from attribench.protocol import PROTOCOLS
+
+    parser.add_argument("--protocol", type=str, choices=PROTOCOLS, default="standard", help="standard, or strict: options "
+                        "are chosen on half of the validation queries and subsets, numbers are of the others.")  # fmt: skip
+
+
+def add_runtime_options(parser: Any) -> None:
+    """The fields of :class:`Runtime` with the help of its docstring."""
+    from docstring_parser import parse
+
+    from attribench.settings import Runtime
+
+    described = {item.arg_name: item.description for item in parse(Runtime.__doc__ or "").params}
+    kinds = {"str": str, "int": int, "float": float}
+    for item in fields(Runtime):
+        kind = kinds[str(item.type)]
+        text = " ".join((described[item.name] or "").split())
+        parser.add_argument(f"--{item.name}", type=kind, default=item.default, help=text[:1].upper() + text[1:])
+
+
+def parse(parser: Any, arguments: Sequence[str]) -> Any:
+    """Parse a command's own options.
+
+    Raises:
+        UsageError: an unknown option, or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentError
+
+    known = sorted(option for option in parser._option_string_actions if option.startswith("--"))
+    for argument in arguments:
+        option = argument.split("=", 1)[0]
+        if option.startswith("--") and option not in known:
+            raise UsageError(f"Unknown option {option}.{nearest(option, known)}")
+    # jsonargparse gives --print_config a meaning of its own; here it is a plain flag of the whole resolved configuration.
+    plain = [argument for argument in arguments if argument != "--print_config"]
+    try:
+        options = parser.parse_args(plain)
+    except ArgumentError as error:
+        from attribench.configuration import plain_type_error
+
+        raise UsageError(plain_type_error(str(error))) from error
+    if len(plain) < len(arguments):
+        options.print_config = True
+    return options
+
+
+def split_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Separate ``--section.option value`` from the command's own options.
+
+    Raises:
+        UsageError: a dotted option without a value.
+    """
+    own: list[str] = []
+    dotted: dict[str, dict[str, Any]] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            own.append(argument)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"{name} needs a value.")
+            value = rest.pop(0)
+        section, _, option = name[2:].partition(".")
+        dotted.setdefault(section, {})[option] = value
+    return own, dotted
+
+
+def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[str]) -> Config:
+    from attribench.configuration import merge, read_yaml, resolve
+
+    if any("." in name for name in (*methods, options.dataset)) and "" not in sys.path:
+        sys.path.insert(0, "")  # so that a class in the current folder can be named
+    dataset, preset = options.dataset, options.preset
+    if options.config:
+        content = read_yaml(Path(options.config))
+        dataset = content.pop("dataset", dataset)
+        preset = preset or content.pop("preset", None)
+        content.pop("preset", None)
+        methods = [str(name) for name in content.pop("methods", methods)]
+        dotted = merge(content, dotted)
+    return resolve(dataset, preset, methods, dotted)
+
+
+def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
+    """The methods asked for, and of ``all`` those that cannot be loaded, with their errors."""
+    from attribench.configuration import all_methods
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--method is empty. See attribench list.")
+    if "all" in names:
+        return all_methods()
+    return list(dict.fromkeys(names)), {}
+
+
+def configured(parser: Any, arguments: Sequence[str], *, methods: bool) -> tuple[Any, Config, dict[str, str]] | None:
+    """What the commands that work on a data set begin with.
+
+    Returns:
+        The command's own options, the configuration, and the methods that cannot be loaded with their errors; None when
+        help or the configuration was asked for, and has been printed.
+    """
+    own, dotted = split_dotted(arguments)
+    if "-h" in own or "--help" in own:
+        _print_help(parser, arguments, methods=methods)
+        return None
+    options = parse(parser, own)
+    names, broken = _method_names(options.method) if methods else ([], {})
+    config = _resolve(options, dotted, names)
+    if options.print_config:
+        print(_show_config(config))
+        return None
+    return options, config, broken
+
+
+def runtime_of(options: Any) -> Runtime:
+    """Where and how to compute."""
+    from attribench.settings import Runtime
+
+    return Runtime(**{item.name: getattr(options, item.name) for item in fields(Runtime)})
+
+
+def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> None:
+    """The command's own help, then the options of every section for the data set and method at hand."""
+    from attribench.configuration import SECTIONS, dataset_config, method_config
+    from attribench.registry import DATAMODULES
+
+    print(parser.format_help().rstrip())
+    try:
+        own, _ = split_dotted([argument for argument in options_given if argument not in ("-h", "--help")])
+        options = parse(parser, own)
+        base = dataset_config(options.dataset)
+        classes = {"data": DATAMODULES.load(base.name), **SECTIONS}
+        if methods and "," not in options.method:
+            classes = {"method": method_config(options.method, base, "", {}).cls, **classes}
+    except AttribenchError as error:
+        print(f"\n(options of data set and method: {error})")
+        return
+    print_options(classes)
+
+
+def print_options(classes: Mapping[str, type[Any]]) -> None:
+    """Help for the options of every section: ``--section.name``, from the signature of its class."""
+    from attribench.configuration import section_parser
+
+    for section, cls in classes.items():
+        text = section_parser(cls, section).format_help()
+        body = [line for line in text.split("\n\n", 1)[-1].splitlines() if f"--{section} CONFIG" not in line]
+        print("\n" + "\n".join(line for line in body if "Path to a configuration file." not in line).strip())
+
+
+def _show_config(config: Config) -> str:
+    import yaml
+
+    from attribench.artifacts import plain
+
+    content: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
+    if config.methods:
+        content["methods"] = [method.name for method in config.methods]
+    if len(config.methods) == 1:
+        content["method"] = config.methods[0].options
+    content["data"] = config.data
+    content.update({section: vars(value) for section, value in vars(config.settings).items()})
+    return yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True).rstrip()

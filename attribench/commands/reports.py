@@ -1,0 +1,160 @@
+"""The commands that show what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attribench.commands.parsing import new_parser, parse
+from attribench.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from attribench.record_files import MethodRecord
+
+R = TypeVar("R", bound="MethodRecord")
+
+#: What tables can be made of.
+KINDS = ("lds", "counterfactual")
+LAYOUTS = ("full", "paper")
+
+
+def list_(arguments: list[str]) -> int:
+    parser = new_parser("list", "Methods, data sets and presets; a broken plugin is shown with its error.")
+    parser.add_argument("kind", nargs="?", choices=["methods", "datasets"], help="Only these.")
+    options = parse(parser, arguments)
+    if options.help:
+        print(parser.format_help())
+        return 0
+
+    from attribench.reporting.listing import listing
+
+    print(listing(options.kind))
+    return 0
+
+
+def table(arguments: list[str]) -> int:
+    from attribench.reporting.formats import FORMATS, render
+
+    parser = new_parser("table", "Print a table from the records of earlier runs.")
+    parser.add_argument("--dataset", type=str, help="Data set; all that have records if not given.")
+    parser.add_argument("--preset", type=str, help="Preset; all if not given.")
+    parser.add_argument("--kind", type=str, default="lds", help=f"One of {', '.join(KINDS)}.")
+    parser.add_argument("--layout", type=str, default="full", help="full, or paper: data sets side by side.")
+    parser.add_argument("--published", action="store_true", help="With --layout paper: published numbers in columns of their "
+                        "own.")  # fmt: skip
+    parser.add_argument("--format", type=str, default="terminal", help=f"One of {', '.join(FORMATS)}.")
+    parser.add_argument("--results", type=str, default="results", help="Folder with the records.")
+    options = parse(parser, arguments)
+    if options.help:
+        print(parser.format_help())
+        return 0
+    _check_choice("format", options.format, FORMATS)
+    _check_choice("kind", options.kind, KINDS)
+    _check_choice("layout", options.layout, LAYOUTS)
+    if options.published and options.layout != "paper":
+        raise UsageError("--published goes with --layout paper.")
+    if options.layout == "paper" and options.kind != "lds":
+        raise UsageError("--layout paper is of LDS tables.")
+
+    from attribench.counterfactual.record import load_counterfactuals
+    from attribench.records import load_records
+    from attribench.reporting.boards import boards
+    from attribench.reporting.counterfactuals import counterfactual_tables
+    from attribench.reporting.paper import paper_tables
+    from attribench.reporting.tables import leaderboards
+
+    results = Path(options.results)
+    if options.kind == "counterfactual":
+        tables = counterfactual_tables(_selected(load_counterfactuals(results), options))
+    elif options.layout == "paper":
+        tables = paper_tables(boards(_selected(load_records(results), options), results), options.published)
+    else:
+        tables = leaderboards(_selected(load_records(results), options), results)
+    print(render(tables, options.format).rstrip())
+    return 0
+
+
+def _check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"Unknown --{option} {value!r}.{nearest(value, known)} Known: {', '.join(known)}.")
+
+
+def _selected(records: Sequence[R], options: Any) -> list[R]:
+    """The records of the data set and preset asked for.
+
+    Raises:
+        UsageError: there are none; the message says which there are.
+    """
+    found = [
+        record
+        for record in records
+        if options.dataset in (None, record.dataset) and options.preset in (None, record.preset)
+    ]
+    if not found:
+        there = sorted({f"{record.dataset} ({record.preset})" for record in records})
+        asked = " ".join(part for part in (options.dataset, options.preset) if part) or "anything"
+        command = "counterfactual" if options.kind == "counterfactual" else "run"
+        raise UsageError(
+            f"No records of {asked} in {options.results}. "
+            + (f"There are: {', '.join(there)}." if there else f"Run attribench {command} first.")
+        )
+    return found
+
+
+def figures(arguments: list[str]) -> int:
+    from attribench.reporting.style import FORMATS
+
+    parser = new_parser("figures", "Draw every figure that the records of earlier runs allow.")
+    parser.add_argument("--dataset", type=str, help="Data set; all that have records if not given.")
+    parser.add_argument("--preset", type=str, help="Preset; all if not given.")
+    parser.add_argument("--results", type=str, default="results", help="Folder with the records.")
+    parser.add_argument("--out", type=str, help="Folder for the figures (default: figures in the results folder).")
+    parser.add_argument("--formats", type=str, default="svg,png", help=f"Of {', '.join(FORMATS)}, separated by commas.")
+    options = parse(parser, arguments)
+    if options.help:
+        print(parser.format_help())
+        return 0
+    formats = [name.strip() for name in options.formats.split(",")]
+    for name in formats:
+        _check_choice("formats", name, FORMATS)
+
+    from attribench.progress import terminal_progress
+    from attribench.reporting.collection import Collection
+    from attribench.reporting.style import save
+
+    out = Path(options.out) if options.out else Path(options.results) / "figures"
+    drawings = list(Collection(Path(options.results), options.dataset, options.preset).drawings())
+    if not drawings:
+        raise UsageError(f"There is nothing to draw in {options.results}: run attribench run first.")
+    for drawing in terminal_progress().track(drawings, "drawing"):
+        figure = drawing.draw()
+        if figure is not None:
+            for path in save(figure, out / drawing.name, formats):
+                print(path)
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    parser = new_parser("report", "Make one self-contained HTML page of the records of earlier runs.")
+    parser.add_argument("--out", type=str, help="The page (default: report.html in the results folder).")
+    parser.add_argument("--dataset", type=str, help="Data set; all that have records if not given.")
+    parser.add_argument("--preset", type=str, help="Preset; all if not given.")
+    parser.add_argument("--results", type=str, default="results", help="Folder with the records.")
+    options = parse(parser, arguments)
+    if options.help:
+        print(parser.format_help())
+        return 0
+
+    from attribench.artifacts import atomic_write
+    from attribench.reporting.collection import Collection
+    from attribench.reporting.page import report_page
+
+    results = Path(options.results)
+    out = Path(options.out) if options.out else results / "report.html"
+    collection = Collection(results, options.dataset, options.preset)
+    if not (collection.boards or collection.counterfactuals or collection.sweeps):
+        raise UsageError(f"There are no records in {options.results} to report: run attribench run first.")
+    atomic_write(out, report_page(collection, out).encode())
+    print(out)
+    return 0

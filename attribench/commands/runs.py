@@ -1,0 +1,207 @@
+"""The commands that compute on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attribench.commands.parsing import (
+    add_protocol_option,
+    add_runtime_options,
+    add_setting_options,
+    configured,
+    new_parser,
+    runtime_of,
+)
+from attribench.errors import UsageError
+
+
+def run(arguments: list[str]) -> int:
+    parser = new_parser("run", "Retrain, attribute, and score methods by LDS on both query sets; prints the table.")
+    add_setting_options(parser, methods=True)
+    parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
+    parser.add_argument("--tuned", action="store_true", help="Apply the options that attribench tune chose.")
+    add_protocol_option(parser)
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=True)
+    if given is None:
+        return 0
+    options, config, broken = given
+
+    from attribench import benchmark
+    from attribench.progress import terminal_progress
+    from attribench.reporting.formats import render
+    from attribench.reporting.tables import leaderboards
+
+    outcome = benchmark.run(
+        config,
+        runtime_of(options),
+        Path(options.results),
+        terminal_progress(),
+        protocol=options.protocol,
+        tuned=options.tuned,
+    )
+    if outcome.records:
+        print(render(leaderboards(outcome.records, Path(options.results)), "terminal").rstrip())
+    for name, reason in {**outcome.skipped, **broken}.items():
+        print(f"{name} was skipped: {reason}")
+    return 0 if outcome.records else 1
+
+
+def tune(arguments: list[str]) -> int:
+    parser = new_parser("tune", "Choose a method's options on validation queries; attribench run --tuned applies them.")
+    add_setting_options(parser, methods=True)
+    parser.add_argument("--results", type=str, default="results", help="Folder the choice is filed in.")
+    add_protocol_option(parser)
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=True)
+    if given is None:
+        return 0
+    options, config, _ = given
+
+    from attribench import tuning
+    from attribench.progress import terminal_progress
+
+    for method in config.methods:
+        choice, path = tuning.tune(
+            config, method, runtime_of(options), Path(options.results), options.protocol, terminal_progress()
+        )
+        tried = f"best of {len(choice.trials)} tried, LDS×100 {100 * choice.lds:.1f} on the choosing data"
+        print(f"{method.name}: {tried}: {choice.tuned_on}\n  {choice.options}\n  filed in {path}")
+    return 0
+
+
+def ground_truth(arguments: list[str]) -> int:
+    parser = new_parser(
+        "ground-truth", "Train the target and subset models, generate queries, measure losses; nothing else."
+    )
+    add_setting_options(parser, methods=False)
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=False)
+    if given is None:
+        return 0
+    options, config, _ = given
+
+    from attribench.benchmark import open_experiment
+    from attribench.progress import terminal_progress
+    from attribench.settings import QUERY_SETS
+
+    experiment = open_experiment(config, runtime_of(options), terminal_progress())
+    experiment.prepare()
+    for name in QUERY_SETS:
+        truth = experiment.ground_truth(name)
+        subsets, seeds, queries = truth.losses.shape
+        print(f"{name}: {subsets} subsets × {seeds} seed(s) × {queries} queries, ground truth {truth.hash}")
+    return 0
+
+
+def status(arguments: list[str]) -> int:
+    parser = new_parser(
+        "status", "What is done and what is missing for a data set and preset, and how much disk it takes."
+    )
+    add_setting_options(parser, methods=False)
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=False)
+    if given is None:
+        return 0
+    options, config, _ = given
+
+    from attribench.benchmark import open_experiment
+    from attribench.progress import silent_progress
+    from attribench.reporting.status import status_lines
+
+    for line in status_lines(open_experiment(config, runtime_of(options), silent_progress)):
+        print(line)
+    return 0
+
+
+def counterfactual(arguments: list[str]) -> int:
+    parser = new_parser(
+        "counterfactual",
+        "Retrain without each generated query's highest-scored train images, generate the query again and compare; "
+        "prints the table.",
+    )
+    add_setting_options(parser, methods=True)
+    parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
+    parser.add_argument("--clip_model", type=str, default="ViT-B-32", help="CLIP model that compares images.")
+    parser.add_argument("--clip_pretrained", type=str, default="openai", help="open_clip's tag of its weights.")
+    parser.add_argument("--clip_checkpoint", type=str, help="A local file with its weights, in place of the download.")
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=True)
+    if given is None:
+        return 0
+    options, config, broken = given
+
+    from attribench.counterfactual.run import Clip
+    from attribench.counterfactual.run import run as evaluate
+    from attribench.progress import terminal_progress
+    from attribench.reporting.counterfactuals import counterfactual_tables
+    from attribench.reporting.formats import render
+
+    clip = Clip(options.clip_model, options.clip_pretrained, options.clip_checkpoint)
+    outcome = evaluate(config, runtime_of(options), Path(options.results), terminal_progress(), clip)
+    print(render(counterfactual_tables(outcome.records), "terminal").rstrip())
+    for name, reason in {**outcome.skipped, **broken}.items():
+        print(f"{name} was skipped: {reason}")
+    return 0 if len(outcome.records) > 1 else 1
+
+
+def sweep(arguments: list[str]) -> int:
+    parser = new_parser("sweep", "Measure how an option of a method moves its LDS; chooses nothing, retrains nothing.")
+    add_setting_options(parser, methods=True)
+    parser.add_argument("--vary", type=str, help="Option and values, as patch_size=[3, 5, 7].")
+    parser.add_argument("--series", type=str, help="A second option, a curve for each of its values.")
+    parser.add_argument("--results", type=str, default="results", help="Folder the record is filed in.")
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=True)
+    if given is None:
+        return 0
+    options, config, _ = given
+    if not options.vary:
+        raise UsageError("--vary is needed: an option and its values, as --vary 'top_k=[1, 10, 100]'.")
+
+    from attribench.progress import terminal_progress
+    from attribench.settings import QUERY_SETS
+    from attribench.sweep import Axis
+    from attribench.sweep import sweep as measure
+
+    series = Axis.parse(options.series) if options.series else None
+    record, path = measure(
+        config, runtime_of(options), Path(options.results), terminal_progress(), Axis.parse(options.vary), series
+    )
+    for point in record.points:
+        name = f"{record.vary}={point.value}" + (f", {record.series_option}={point.series}" if series else "")
+        found = {query_set: point.results[query_set] for query_set in QUERY_SETS}
+        shown = "; ".join(
+            f"{query_set} {100 * r.lds:.1f} [{100 * r.interval.low:.1f}, {100 * r.interval.high:.1f}]"
+            for query_set, r in found.items()
+        )
+        print(f"{name}: LDS×100 {shown}")
+    print(f"{record.title}; 95 % intervals over queries and subsets; filed in {path}")
+    return 0
+
+
+def explain(arguments: list[str]) -> int:
+    parser = new_parser("explain", "Show where in the picture a query's strongest train images come in, as heat maps.")
+    add_setting_options(parser, methods=True)
+    parser.add_argument("--query", type=str, default="0", help="The query: its number from 0, or its id.")
+    parser.add_argument(
+        "--query_set", type=str, default="validation", help="validation, or generation (needs the target model)."
+    )
+    parser.add_argument("--top", type=int, default=6, help="How many train images.")
+    parser.add_argument("--out", type=str, default="explanations", help="Folder for figure and maps.")
+    add_runtime_options(parser)
+    given = configured(parser, arguments, methods=True)
+    if given is None:
+        return 0
+    options, config, _ = given
+
+    from attribench.explanations import explain_query
+
+    shown, paths = explain_query(
+        config, runtime_of(options), options.query_set, options.query, options.top, Path(options.out)
+    )
+    for item in shown.images:
+        print(f"{item.rank:>3}. {item.image_id}  score {item.score:.6g}  (map {item.evidence.query_map.sum():.6g})")
+    for path in paths:
+        print(path)
+    return 0

@@ -1,0 +1,1 @@
+"""What the model makes once a query's strongest proponents are gone: retraining, regenerating, comparing."""

@@ -1,0 +1,107 @@
+"""What leaderboards say, before it is a table, a figure or a page: records that may be compared, ranked and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attribench.metrics.comparison import PairedComparison, compare_lds, tied_with_best
+from attribench.records import CeilingRecord, Record, load_attachment
+from attribench.settings import QUERY_SETS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """One setting's leaderboard.
+
+    Attributes:
+        records: one a method, the best first; a method without one of its cells has no row mean, and goes last.
+        attachments: of each method; empty where none is at hand.
+    """
+
+    records: list[Record]
+    attachments: Mapping[str, Mapping[str, Tensor]]
+
+    @property
+    def first(self) -> Record:
+        """A record, for what all of them share."""
+        return self.records[0]
+
+    @property
+    def title(self) -> str:
+        """The setting in words."""
+        if self.first.protocol == "strict":
+            return (
+                f"{self.first.title}, strict protocol (reported on queries and subsets that no options were chosen on)"
+            )
+        return self.first.title
+
+    def ceiling(self, query_set: str) -> CeilingRecord | None:
+        """The noise ceiling of a query set, if the records have it."""
+        found = (record.results[query_set].ceiling for record in self.records if query_set in record.results)
+        return next((ceiling for ceiling in found if ceiling is not None), None)
+
+    @cached_property
+    def comparisons(self) -> dict[str, dict[tuple[str, str], PairedComparison]]:
+        """For each query set, every pair of methods whose predictions are at hand."""
+        return {name: self._compare(name) for name in QUERY_SETS}
+
+    @cached_property
+    def best(self) -> dict[str, set[str]]:
+        """For each query set, the best method and those not distinguishable from it."""
+        means = {
+            name: {record.method: record.results[name].lds for record in self.records if name in record.results}
+            for name in QUERY_SETS
+        }
+        return {name: tied_with_best(means[name], self.comparisons[name]) for name in QUERY_SETS}
+
+    def tested(self, query_set: str) -> bool:
+        """Whether there was anything to tell the methods apart by."""
+        return bool(self.comparisons[query_set])
+
+    def _compare(self, query_set: str) -> dict[tuple[str, str], PairedComparison]:
+        predictions: dict[str, Tensor] = {}
+        outputs: Tensor | None = None
+        for record in self.records:
+            tensors = self.attachments.get(record.method, {})
+            if f"{query_set}.predictions" in tensors and query_set in record.results:
+                outputs = tensors[f"{query_set}.outputs"].double()
+                predictions[record.method] = tensors[f"{query_set}.predictions"].double()
+        return {} if outputs is None else compare_lds(predictions, outputs)
+
+
+def boards(records: Sequence[Record], results: Path | None = None) -> list[Board]:
+    """One board for each group of records that may be compared: same data, same setting, same ground truth.
+
+    Args:
+        records: any.
+        results: the folder they are filed in; without it methods are not tested against each other.
+
+    Raises:
+        RecordError: an attachment is damaged.
+    """
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in records:
+        key = (record.dataset, record.preset, record.protocol, record.setting_hash)
+        groups.setdefault(key, []).append(record)
+    return [_board(group, results) for group in groups.values()]
+
+
+def _board(records: list[Record], results: Path | None) -> Board:
+    ordered = sorted(records, key=lambda record: -row_mean(record))
+    attachments = (
+        {} if results is None else {record.method: load_attachment(record, results) or {} for record in records}
+    )
+    return Board(ordered, attachments)
+
+
+def row_mean(record: Record) -> float:
+    """Mean LDS over the query sets, −∞ if one is missing."""
+    values = [record.results[name].lds for name in QUERY_SETS if name in record.results]
+    return sum(values) / len(values) if len(values) == len(QUERY_SETS) else float("-inf")

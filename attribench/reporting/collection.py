@@ -1,0 +1,156 @@
+"""Everything under a results folder that figures and the page are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from attribench.counterfactual.record import CounterfactualRecord, groups, load_counterfactuals
+from attribench.gallery import Gallery
+from attribench.record_files import MethodRecord, load_attachment
+from attribench.records import load_records
+from attribench.reporting import figures, pictures
+from attribench.reporting.boards import Board, boards
+from attribench.settings import QUERY_SETS
+from attribench.sweep import SweepRecord, load_sweeps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+R = TypeVar("R", bound=MethodRecord)
+
+
+@dataclass(frozen=True, eq=False)
+class CounterfactualGroup:
+    """Counterfactual records that may be compared, with their images."""
+
+    records: list[CounterfactualRecord]
+    attachments: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure that can be drawn.
+
+    Attributes:
+        name: a path without suffix, ``dataset/setting/what``.
+        caption: what it shows, in a sentence.
+        draw: draws it; None where there is nothing to draw after all.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[], Figure | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """The records of a results folder, of one data set and preset or of all.
+
+    Args:
+        results: the folder.
+        dataset: only this one.
+        preset: only this one.
+    """
+
+    results: Path
+    dataset: str | None = None
+    preset: str | None = None
+
+    @cached_property
+    def boards(self) -> list[Board]:
+        """Leaderboards, in order of data set and setting."""
+        return boards(self._wanted(load_records(self.results)), self.results)
+
+    @cached_property
+    def counterfactuals(self) -> list[CounterfactualGroup]:
+        """Counterfactual evaluations."""
+        return [
+            CounterfactualGroup(group, {record.method: load_attachment(record, self.results) or {} for record in group})
+            for group in groups(self._wanted(load_counterfactuals(self.results)))
+        ]
+
+    @cached_property
+    def sweeps(self) -> list[SweepRecord]:
+        """Sweeps of options."""
+        return self._wanted(load_sweeps(self.results))
+
+    def drawings(self) -> Iterator[Drawing]:
+        """Every figure there is."""
+        for board in self.boards:
+            yield from board_drawings(board)
+        for sweep in self.sweeps:
+            yield sweep_drawing(sweep)
+        for group in self.counterfactuals:
+            yield from counterfactual_drawings(group)
+
+    def _wanted(self, records: Sequence[R]) -> list[R]:
+        return [
+            record
+            for record in records
+            if self.dataset in (None, record.dataset) and self.preset in (None, record.preset)
+        ]
+
+
+def board_drawings(board: Board) -> Iterator[Drawing]:
+    """The figures of a leaderboard."""
+    where = folder(board.first) + (".strict" if board.first.protocol == "strict" else "")
+    yield Drawing(
+        f"{where}/lds",
+        f"LDS of every method with its 95 % interval over queries and subsets. {board.title}.",
+        partial(figures.lds_by_method, board),
+    )
+    for name in QUERY_SETS:
+        yield Drawing(
+            f"{where}/cost-{name}",
+            f"Cost against LDS on {name} queries; seconds on the machine of the records, preparation divided by the queries.",
+            partial(figures.cost_against_lds, board, name),
+        )
+        for number in range(gallery_size(board, name)):
+            yield Drawing(
+                f"{where}/gallery-{name}-{number}",
+                f"Proponents and opponents of a {name} query by every method, with their scores.",
+                partial(pictures.gallery, board, name, number),
+            )
+
+
+def sweep_drawing(sweep: SweepRecord) -> Drawing:
+    """The figure of a sweep."""
+    series = f", a curve for each {sweep.series_option.replace('_', ' ')}" if sweep.series_option else ""
+    return Drawing(
+        f"{folder(sweep)}/{sweep.path.stem}",
+        f"LDS of {sweep.method} against {sweep.vary.replace('_', ' ')}{series}, with 95 % intervals. Nothing is chosen here.",
+        partial(figures.sweep_lines, sweep),
+    )
+
+
+def counterfactual_drawings(group: CounterfactualGroup) -> Iterator[Drawing]:
+    """The figures of a counterfactual evaluation."""
+    where = folder(group.records[0])
+    yield Drawing(
+        f"{where}/counterfactual",
+        "How far a generated image moves when its strongest proponents are removed and the model is trained again: a value "
+        "a query, averaged over retraining seeds; boxes show quartiles, the control is retrained on all images.",
+        partial(figures.counterfactual_boxes, group.records),
+    )
+    yield Drawing(
+        f"{where}/counterfactual-images",
+        "Generated images before and after: from the same noise, by models trained without each method's proponents.",
+        partial(pictures.before_and_after, group.records, group.attachments),
+    )
+
+
+def gallery_size(board: Board, query_set: str) -> int:
+    """How many queries any method's gallery shows."""
+    shown = (Gallery.from_tensors(tensors, f"{query_set}.gallery") for tensors in board.attachments.values())
+    return max((len(gallery.queries) for gallery in shown if gallery is not None), default=0)
+
+
+def folder(record: MethodRecord) -> str:
+    """``dataset/setting``."""
+    return record.path.parent.relative_to(record.path.parts[0]).as_posix()

@@ -1,0 +1,70 @@
+"""What the pages share: templates, and images as text inside the page, which then needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attribench import __version__
+from attribench.explanation import to_rgb
+from attribench.reporting.style import styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside a page; its size is in CSS pixels."""
+
+    uri: str
+    width: int
+    height: int
+    caption: str
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template of ``reporting/templates``; all values are escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = resources.files("attribench.reporting").joinpath("templates")
+
+    def load(name: str) -> str:
+        return folder.joinpath(name).read_text("utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(template)
+    return page.render(css=Markup(load("page.css")), js=Markup(load("page.js")), version=__version__, **values)
+
+
+def image_uri(image: Tensor) -> str:
+    """uint8 ``(C, H, W)`` as a PNG inside the page."""
+    return pixels_uri(to_rgb(image).numpy() if image.shape[0] != 1 else image[0].numpy())
+
+
+def pixels_uri(pixels: NDArray[np.uint8]) -> str:
+    """uint8 ``(H, W)`` or ``(H, W, 3)`` as a PNG inside the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def figure_picture(figure: Figure, caption: str) -> Picture:
+    """A figure as SVG inside the page."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(uri, width, height, caption)

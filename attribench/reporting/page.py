@@ -1,0 +1,261 @@
+"""The report: one self-contained HTML file made from records alone; the same records give the same page."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attribench.gallery import Gallery
+from attribench.record_files import MethodRecord
+from attribench.records import QuerySetResult, Record
+from attribench.reporting.boards import Board, row_mean
+from attribench.reporting.collection import (
+    Collection,
+    CounterfactualGroup,
+    Drawing,
+    board_drawings,
+    counterfactual_drawings,
+    folder,
+    gallery_size,
+    sweep_drawing,
+)
+from attribench.reporting.counterfactuals import counterfactual_tables
+from attribench.reporting.formats import NOTHING, Table
+from attribench.reporting.html import Picture, figure_picture, image_uri, render_page
+from attribench.reporting.tables import ACCESS, CEILING, leaderboard, notes, preset_notes
+from attribench.settings import QUERY_SETS
+from attribench.sweep import SweepRecord
+
+
+@dataclass
+class _Setting:
+    """All there is of one data set and setting."""
+
+    boards: list[Board] = field(default_factory=list)
+    sweeps: list[SweepRecord] = field(default_factory=list)
+    counterfactuals: list[CounterfactualGroup] = field(default_factory=list)
+
+    @property
+    def first(self) -> MethodRecord:
+        """A record, for what all of them share."""
+        if self.boards:
+            return self.boards[0].first
+        return self.sweeps[0] if self.sweeps else self.counterfactuals[0].records[0]
+
+
+def report_page(collection: Collection, out: Path) -> str:
+    """The page.
+
+    Args:
+        collection: what to show.
+        out: where the page will be; links to records are relative to it.
+    """
+    linker = _Linker(collection.results, out)
+    # A method that has a record in one setting and none in another is missing there.
+    methods = list(dict.fromkeys(record.method for board in collection.boards for record in board.records))
+    sections = []
+    for setting in _settings(collection):
+        sections.append(_section(setting, setting.boards[0] if setting.boards else None, methods, linker))
+        for board in setting.boards[1:]:
+            sections.append(_section(_Setting([board]), board, methods, linker))
+    sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
+    datasets = list(dict.fromkeys(section["dataset"] for section in sections))
+    return render_page("report.html.j2", datasets=datasets, sections=sections)
+
+
+def _settings(collection: Collection) -> list[_Setting]:
+    found: dict[str, _Setting] = {}
+    for board in collection.boards:
+        found.setdefault(folder(board.first), _Setting()).boards.append(board)
+    for sweep in collection.sweeps:
+        found.setdefault(folder(sweep), _Setting()).sweeps.append(sweep)
+    for group in collection.counterfactuals:
+        found.setdefault(folder(group.records[0]), _Setting()).counterfactuals.append(group)
+    return list(found.values())
+
+
+class _Linker:
+    """Links from the page to records."""
+
+    def __init__(self, results: Path, out: Path) -> None:
+        self._results, self._folder = results.resolve(), out.resolve().parent
+
+    def to(self, record: MethodRecord) -> dict[str, str]:
+        path = os.path.relpath(self._results / record.path, self._folder)
+        return {"link": Path(path).as_posix().replace("[", "%5B").replace("]", "%5D"), "file": record.path.name}
+
+
+def _section(setting: _Setting, board: Board | None, methods: Sequence[str], linker: _Linker) -> dict[str, Any]:
+    first = setting.first
+    name = first.title.partition(", ")[2]
+    if board and board.first.protocol == "strict":
+        name += ", strict protocol"
+    identity = re.sub(r"[^a-z0-9]+", "-", f"{first.dataset}-{name}".lower()).strip("-")
+    truth = first.settings.get("ground_truth", {})
+    section: dict[str, Any] = {
+        "id": identity,
+        "dataset": first.dataset,
+        "setting": name,
+        "title": board.title if board else first.title,
+        "weight": truth.get("num_subsets", 0) * truth.get("num_seeds", 0),  # the surest numbers are shown first
+        "warning": " ".join(preset_notes(first)),
+        "rows": [],
+        "scale": ("0", "0"),
+        "notes": [],
+        "ceiling": [],
+        "figures": [],
+        "galleries": [],
+        "sweeps": _drawn([sweep_drawing(sweep) for sweep in setting.sweeps]),
+        "counterfactuals": [_counterfactual(group, linker) for group in setting.counterfactuals],
+        "details": _details(first, board),
+    }
+    if board:
+        drawings = [drawing for drawing in board_drawings(board) if "/gallery-" not in drawing.name]
+        section.update(_leaderboard(board, methods, linker))
+        section["figures"] = _drawn(drawings)
+        section["galleries"] = [_gallery(board, name, identity) for name in QUERY_SETS if gallery_size(board, name)]
+    return section
+
+
+def _drawn(drawings: Iterable[Drawing]) -> list[Picture]:
+    found = ((drawing, drawing.draw()) for drawing in drawings)
+    return [figure_picture(figure, drawing.caption) for drawing, figure in found if figure is not None]
+
+
+def _leaderboard(board: Board, methods: Sequence[str], linker: _Linker) -> dict[str, Any]:
+    results = [result for record in board.records for result in record.results.values()]
+    low = min([0.0, *(100 * result.interval.low for result in results)])
+    high = max([1.0, *(100 * result.interval.high for result in results)])
+    here = {record.method for record in board.records}
+    rows = [_row(record, board, low, high, linker) for record in board.records]
+    rows += [
+        {"method": name, "missing": True, "validation": None, "generation": None, "mean": ""}
+        for name in methods
+        if name not in here and "[" not in name
+    ]
+    table = leaderboard(board)
+    ceiling = table.rows[-1] if table.rows[-1][0] == CEILING else None
+    return {
+        "rows": rows,
+        "scale": (f"{low:.0f}", f"{high:.0f}"),
+        "notes": [note for note in notes(board) if note not in preset_notes(board.first)],
+        "ceiling": [ceiling[1 + 2 * index] for index in range(len(QUERY_SETS))] if ceiling else [],
+    }
+
+
+def _row(record: Record, board: Board, low: float, high: float, linker: _Linker) -> dict[str, Any]:
+    cost, mean = record.cost, row_mean(record)
+    costs = [
+        (cost.prepare_seconds, f"{cost.prepare_seconds:.2f}"),
+        (cost.seconds_per_query, f"{cost.seconds_per_query:.2g}"),
+        (cost.peak_bytes, f"{cost.peak_bytes / 2**20:.0f}"),
+        (cost.stored_bytes, f"{cost.stored_bytes / 2**20:.1f}"),
+    ]
+    return {
+        "method": record.method,
+        "missing": False,
+        "validation": _cell(record, board, "validation", low, high),
+        "generation": _cell(record, board, "generation", low, high),
+        "mean": f"{100 * mean:.1f}" if mean > float("-inf") else "",
+        "access": record.access,
+        "looks_at": ACCESS[record.access],
+        "cost": [{"value": repr(float(value)), "text": text} for value, text in costs],
+        "tuned_on": record.tuned_on or NOTHING,
+        **linker.to(record),
+    }
+
+
+def _cell(record: Record, board: Board, query_set: str, low: float, high: float) -> dict[str, str] | None:
+    result: QuerySetResult | None = record.results.get(query_set)
+    if result is None:
+        return None
+    best = max(other.results[query_set].lds for other in board.records if query_set in other.results)
+    mark = ""
+    if len(board.records) > 1:
+        mark = "best" if result.lds == best else ""
+        if not mark and board.tested(query_set) and record.method in board.best[query_set]:
+            mark = "tied"
+
+    def share(value: float) -> float:
+        return 100 * (100 * value - low) / (high - low)
+
+    left, right = share(result.interval.low), share(result.interval.high)
+    interval = f"[{100 * result.interval.low:.1f}, {100 * result.interval.high:.1f}]"
+    return {
+        "value": f"{100 * result.lds:.4f}",
+        "text": f"{100 * result.lds:.1f} {interval}",
+        "mark": mark,
+        "low": f"{left:.1f}",
+        "width": f"{right - left:.1f}",
+        "point": f"{share(result.lds):.1f}",
+    }
+
+
+def _counterfactual(group: CounterfactualGroup, linker: _Linker) -> dict[str, Any]:
+    (table,) = counterfactual_tables(group.records)
+    names = {("nothing (control)" if record.is_control else record.method): record for record in group.records}
+    rows = [{"cells": _cells(table, number), **linker.to(names[row[0]])} for number, row in enumerate(table.rows)]
+    return {"table": table, "rows": rows, "figures": _drawn(counterfactual_drawings(group))}
+
+
+def _cells(table: Table, number: int) -> list[Any]:
+    row = table.rows[number]
+    return [row[0], *[{"text": cell, "best": (number, index) in table.bold} for index, cell in enumerate(row) if index]]
+
+
+def _gallery(board: Board, query_set: str, identity: str) -> dict[str, Any]:
+    shown: dict[str, Gallery] = {}
+    for record in board.records:
+        found = Gallery.from_tensors(board.attachments.get(record.method, {}), f"{query_set}.gallery")
+        if found is not None:
+            shown[record.method] = found
+    first = next(iter(shown.values()))
+    ids = board.first.results[query_set].query_ids
+    prefix = f"{identity}-{query_set}"
+    queries = [
+        {
+            "id": f"{prefix}-{number}",
+            "name": ids[int(first.queries[number])],
+            "image": image_uri(first.images[number]),
+            "lines": [{"method": name, "strips": _strips(gallery, number)} for name, gallery in shown.items()],
+        }
+        for number in range(len(first.queries))
+    ]
+    return {"name": query_set, "id": f"{prefix}-choice", "queries": queries}
+
+
+def _strips(gallery: Gallery, number: int) -> list[list[dict[str, str]]]:
+    return [
+        [
+            {
+                "image": image_uri(gallery.train_images[number, side, place]),
+                "index": str(int(gallery.indices[number, side, place])),
+                "score": f"{gallery.scores[number, side, place].item():.2g}",
+            }
+            for place in range(gallery.indices.shape[2])
+        ]
+        for side in (0, 1)
+    ]
+
+
+def _details(first: MethodRecord, board: Board | None) -> list[dict[str, Any]]:
+    parts = [{"name": name.replace("_", " "), "pairs": _pairs(values)} for name, values in first.settings.items()]
+    parts.append({"name": "data", "pairs": _pairs({**first.data, "train images (SHA-256)": first.train_hash})})
+    parts.append({"name": "versions", "pairs": _pairs(first.versions)})
+    parts.append({"name": "machine", "pairs": _pairs(first.hardware)})
+    if board:
+        options = {record.method: _short(record.options) for record in board.records}
+        parts.append({"name": "options of the methods", "pairs": _pairs(options)})
+    return parts
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(str(key).replace("_", " "), str(value)) for key, value in values.items()]
+
+
+def _short(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in options.items()) or "none"

@@ -1,0 +1,216 @@
+"""Scores of a method on an experiment's queries: computed once, kept in the store with what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribench.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.configuration import MethodConfig
+from attribench.cost import measure
+from attribench.data import ImageSet
+from attribench.device import resolve_device
+from attribench.diffusion.noise import NoiseSchedule
+from attribench.errors import AttribenchError
+from attribench.experiment import Experiment
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries, score, start
+from attribench.records import CostRecord, row_name
+from attribench.shared import SharedStore, Usage
+
+# Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
+_QUERIES_PER_PIECE = 64
+
+# Raise it when what is kept beside the scores changes, so that older artifacts are not misread.
+_SCORING_FORMAT = 3
+
+
+def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
+    """What ``method`` gets to work with; models, and what was made from them, only as far as it declared."""
+    access = getattr(type(method), "access", None)
+    if not isinstance(access, Access):
+        raise AttribenchError(f"{type(method).__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
+    return AttributionContext(
+        train=experiment.train,
+        schedule=NoiseSchedule(),
+        device=resolve_device(experiment.runtime.accelerator),
+        seed=experiment.settings.training.seed,
+        store=experiment.store.scoped(f"methods/{config.cls.__qualname__}"),
+        access=access,
+        models=experiment.models(),
+        progress=experiment.progress,
+        shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
+    )
+
+
+class Scoring:
+    """Scores of one method, kept in the store with what they cost.
+
+    The cost is what the method costs on its own: shared artifacts that another method has paid for are added.
+
+    Args:
+        store: where scores are kept.
+        method: not yet started; it is only where scores are missing.
+        config: what it was made from.
+        context: what it may work with.
+        weights: digest of the target model, for methods that look at it.
+    """
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
+    ) -> Scoring:
+        """Scores in an experiment's store."""
+        target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
+        return cls(experiment.store, method, config, context, target.digest if target else None)
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        method: AttributionMethod,
+        config: MethodConfig,
+        context: AttributionContext,
+        weights: str | None = None,
+    ) -> None:
+        self._store = store
+        self._method, self._context, self._progress = method, context, context.progress
+        self.name = row_name(config.name, config.changed)
+        self.spec: Spec = {
+            "format": _SCORING_FORMAT,
+            "method": f"{config.cls.__module__}.{config.cls.__qualname__}",
+            "options": config.options,
+            "code": code_hash(config.cls),
+            "train": context.train.content_hash,
+            "seed": context.seed,
+            "weights": weights,
+        }
+        inputs = method.inputs_hash()
+        if inputs:
+            self.spec = {**self.spec, "inputs": inputs}
+        self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
+        self.hardware: dict[str, Any] = {}
+        self.versions: dict[str, str] = {}
+
+    def complete(self, query_sets: Mapping[str, Queries]) -> bool:
+        """Whether all scores are in the store, so that :meth:`scores` only reads them."""
+        found = (self._store.find("scores", self._piece_spec(piece)) for piece in _pieces(query_sets).values())
+        return self._store.find("preparations", self.spec) is not None and all(found)
+
+    def scores(self, query_sets: Mapping[str, Queries]) -> dict[str, Tensor]:
+        """float32 ``(num_queries, num_train)`` for every query set; computed where they are not in the store."""
+        pieces = _pieces(query_sets)
+        found = {key: self._store.find("scores", self._piece_spec(piece)) for key, piece in pieces.items()}
+        prepared = self._store.find("preparations", self.spec)
+        if prepared is None or None in found.values():
+            prepared = self._prepare()
+            total = sum(len(piece) for key, piece in pieces.items() if found[key] is None)
+            with self._progress.task(f"{self.name}: scoring {total} queries", total) as task:
+                for key, piece in pieces.items():
+                    if found[key] is None:
+                        found[key] = self._score(piece)
+                        task.advance(len(piece))
+        artifacts = {key: artifact for key, artifact in found.items() if artifact is not None}
+        self._add_up(prepared, list(artifacts.values()), sum(len(piece) for piece in pieces.values()))
+        return {
+            name: torch.cat([artifacts[key].load_tensors("scores")["scores"] for key in pieces if key[0] == name])
+            for name in query_sets
+        }
+
+    def _prepare(self) -> Artifact:
+        with self._measure() as cost:
+            start(self._method, self._context)
+
+        def build(staging: Staging) -> None:
+            staging.save_json("cost", {**cost, "hardware": hardware(self._context.device), "versions": versions()})
+
+        return self._store.get_or_create("preparations", self.spec, build)
+
+    def _score(self, piece: Queries) -> Artifact:
+        def build(staging: Staging) -> None:
+            with self._measure() as cost:
+                scores = score(self._method, piece)
+            staging.save_tensors("scores", {"scores": scores})
+            costs.append(cost)
+
+        costs: list[dict[str, Any]] = []
+        artifact = self._store.get_or_create("scores", self._piece_spec(piece), build)
+        if costs:
+            # Apart from the scores, whose checksum must not depend on the clock.
+            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", costs[0]))
+        return artifact
+
+    @contextmanager
+    def _measure(self) -> Iterator[dict[str, Any]]:
+        """Yield what fills with the cost of the block: its own, and that of the shared artifacts it found."""
+        result: dict[str, Any] = {}
+        shared = self._context.shared
+        with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
+            yield result
+        result["seconds"] = cost.seconds + usage.seconds
+        result["compile_seconds"] = cost.compile_seconds
+        result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
+        # What the method keeps for these data and options; its folder also holds that of other runs.
+        result["stored"] = {**self._context.store.used, **usage.stored}
+
+    def _piece_spec(self, piece: Queries) -> Spec:
+        return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
+
+    def _add_up(self, prepared: Artifact, artifacts: list[Artifact], num_queries: int) -> None:
+        preparation = prepared.load_json("cost")
+        pieces = [self._store.find("scoring-costs", artifact.spec) for artifact in artifacts]
+        costs = [piece.load_json("cost") for piece in pieces if piece is not None]
+        self.hardware, self.versions = preparation["hardware"], preparation["versions"]
+        stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
+        self.cost = CostRecord(
+            prepare_seconds=preparation["seconds"],
+            seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
+            peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
+            stored_bytes=sum(stored.values()),
+            compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
+        )
+
+
+def _pieces(query_sets: Mapping[str, Queries]) -> dict[tuple[str, int], Queries]:
+    return {
+        (name, begin): queries[begin : begin + _QUERIES_PER_PIECE]
+        for name, queries in query_sets.items()
+        for begin in range(0, len(queries), _QUERIES_PER_PIECE)
+    }
+
+
+def code_hash(cls: type[Any]) -> str:
+    """SHA-256 of the source a method consists of, so that scores of an edited method are not taken for the new one's.
+
+    The class's module; for a module inside a package of its own (not directly among the built-ins), all of the package's
+    modules.
+    """
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return ""
+    path = Path(file)
+    package = cls.__module__.rpartition(".")[0]
+    whole = (path.parent / "__init__.py").is_file() and package != "attribench.methods"
+    sources = sorted(path.parent.glob("*.py")) if whole else [path]
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the costs were measured on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "device": str(device), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("attribench", "torch", "lightning", "diffusers", "numpy", "scikit-learn", "traker")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,0 +1,174 @@
+"""How an option moves the LDS: one option varied, another one a series of curves, everything else fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attribench.artifacts import plain
+from attribench.benchmark import evaluate, method_description, open_experiment, setting_description, setting_hash
+from attribench.configuration import Config, MethodConfig, typed
+from attribench.errors import UsageError
+from attribench.progress import Progress
+from attribench.record_files import Frozen, MethodRecord, load_file, safe, save_file
+from attribench.records import IntervalRecord
+from attribench.scoring import Scoring, make_context
+from attribench.settings import QUERY_SETS, Runtime
+
+
+class PointResult(Frozen):
+    """The LDS at a point, in −1…1."""
+
+    lds: float
+    interval: IntervalRecord
+
+
+class Point(Frozen):
+    """One combination of values.
+
+    Attributes:
+        value: of the option that is varied.
+        series: of the option that tells the curves apart; None if there is none.
+        results: by query set.
+    """
+
+    value: Any
+    series: Any = None
+    results: dict[str, PointResult]
+
+
+class SweepRecord(MethodRecord):
+    """A sweep of a method's options.
+
+    Attributes:
+        vary: the option that is varied.
+        series_option: the option that tells the curves apart; empty if there is none.
+        points: in the order they were asked for.
+    """
+
+    vary: str
+    series_option: str = ""
+    points: list[Point]
+
+    @property
+    def path(self) -> Path:
+        name = ".".join(safe(part) for part in (self.method, self.vary, self.series_option) if part)
+        return Path("sweeps", safe(self.dataset), self.setting, f"{name}.json")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An option and the values it takes."""
+
+    option: str
+    values: list[Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Axis:
+        """Read ``option=[value, value, ...]``, values in YAML.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        import yaml
+
+        option, equals, values = text.partition("=")
+        try:
+            found = yaml.safe_load(values)
+        except yaml.YAMLError:
+            found = None
+        if not (option and equals and isinstance(found, list) and found):
+            raise UsageError(f"{text!r}: a list of values is needed, as in patch_size=[3, 5, 7].")
+        return cls(option.strip(), found)
+
+
+def sweep(
+    config: Config,
+    runtime: Runtime,
+    results: Path,
+    progress: Progress,
+    vary: Axis,
+    series: Axis | None = None,
+) -> tuple[SweepRecord, Path]:
+    """Measure the LDS of one method, on both query sets, at every combination; the record is filed under ``results``.
+
+    Nothing is chosen by it, and nothing retrained. Scores stay in the store, so that a longer sweep adds to a shorter one.
+
+    Raises:
+        UsageError: not exactly one method, an unknown option, or a value that the method refuses.
+    """
+    if len(config.methods) != 1:
+        raise UsageError("A sweep is of one --method.")
+    (base,) = config.methods
+    if series is not None and series.option == vary.option:
+        raise UsageError(f"{vary.option} cannot be varied and tell the curves apart at once.")
+    combinations = [(value, other) for other in (series.values if series else [None]) for value in vary.values]
+    # Bad values fail before any work.
+    configs = [_changed(base, vary, value, series, other) for value, other in combinations]
+    methods = [item.cls(**item.options) for item in configs]
+
+    experiment = open_experiment(config, runtime, progress)
+    experiment.prepare()
+    queries = {name: experiment.queries(name) for name in QUERY_SETS}
+    truths = {name: experiment.ground_truth(name) for name in QUERY_SETS}
+    points = []
+    scoring = None
+    with progress.task(f"{base.name}: {len(configs)} combinations", len(configs)) as task:
+        for (value, other), item, method in zip(combinations, configs, methods, strict=True):
+            context = make_context(experiment, method, item)
+            reason = method.skip_reason(context)
+            if reason is not None:
+                raise UsageError(f"{base.name} cannot run here: {reason}")
+            scoring = Scoring.of(experiment, method, item, context)
+            scores = scoring.scores(queries)
+            found = {name: evaluate(scores[name], queries[name], truths[name]) for name in QUERY_SETS}
+            points.append(
+                Point(
+                    value=plain(value),
+                    series=plain(other),
+                    results={name: PointResult(lds=r.lds, interval=r.interval) for name, r in found.items()},
+                )
+            )
+            task.advance()
+    assert scoring is not None
+    record = SweepRecord(
+        **setting_description(config, experiment),
+        **method_description(base, scoring),
+        overrides=config.overrides_without("counterfactual"),
+        settings=config.settings.without("counterfactual"),
+        setting_hash=setting_hash(experiment, config),
+        vary=vary.option,
+        series_option=series.option if series else "",
+        points=points,
+    )
+    return save_file(record, results)
+
+
+def load_sweeps(results: Path, datasets: Iterable[str] | None = None) -> list[SweepRecord]:
+    """All sweeps under a results folder, of the given data sets or of all, in a stable order.
+
+    Raises:
+        RecordError: one of them cannot be read.
+    """
+    wanted = None if datasets is None else set(datasets)
+    records = [load_file(SweepRecord, path) for path in sorted((results / "sweeps").glob("*/*/*.json"))]
+    return [record for record in records if wanted is None or record.dataset in wanted]
+
+
+def numeric(values: Sequence[Any]) -> list[float] | None:
+    """Values as numbers on an axis: numbers as they are, lists of numbers by their last one; None for anything else."""
+    found = []
+    for value in values:
+        last = value[-1] if isinstance(value, list) and value else value
+        if isinstance(last, bool) or not isinstance(last, int | float):
+            return None
+        found.append(float(last))
+    return found
+
+
+def _changed(base: MethodConfig, vary: Axis, value: Any, series: Axis | None, other: Any) -> MethodConfig:
+    changes = {vary.option: value, **({series.option: other} if series else {})}
+    options = typed(base.cls, "method", {**base.options, **changes})
+    return replace(base, options=options, changed={**base.changed, **{name: options[name] for name in changes}})

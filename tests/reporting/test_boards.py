@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sample_results import write_results
+
+from attribench.errors import RecordError
+from attribench.records import load_records
+from attribench.reporting.boards import Board, boards
+from attribench.reporting.tables import leaderboards
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return write_results(tmp_path)
+
+
+def small(results: Path) -> Board:
+    return next(board for board in boards(load_records(results), results) if board.first.preset == "small")
+
+
+def test_the_best_and_what_is_not_distinguishable_from_it(results: Path) -> None:
+    board = small(results)
+    assert board.best["validation"] == {"nda", "dtrak"}  # nearly the same predictions; the others are far below
+    assert board.tested("validation")
+    (table,) = [table for table in leaderboards(load_records(results), results) if "preset small" in table.title]
+    rows = {row[0]: row for row in table.rows}
+    assert rows["dtrak"][1].endswith(" ≈")
+    assert not rows["nda"][1].endswith(" ≈")
+    assert not rows["random"][1].endswith(" ≈")
+    assert (0, 1) in table.bold
+    assert any("≈" in note for note in table.notes)
+
+
+def test_the_noise_ceiling_is_a_row(results: Path) -> None:
+    (table,) = [table for table in leaderboards(load_records(results), results) if "preset small" in table.title]
+    assert table.rows[-1][:2] == ["noise ceiling", "75.0 [70.0, 80.0]"]
+    assert len(table.rows) - 1 in table.rules
+    assert any("agreement of 3 training seeds" in note for note in table.notes)
+
+
+def test_without_attachments_nothing_is_tested(results: Path) -> None:
+    board = boards(load_records(results))[0]
+    assert not board.tested("validation")
+    smoke = next(board for board in boards(load_records(results), results) if board.first.preset == "smoke")
+    assert not smoke.tested("validation")
+    assert smoke.ceiling("validation") is None
+
+
+def test_a_damaged_attachment_is_an_error_that_names_it(results: Path) -> None:
+    (file,) = (results / "records" / "digits" / "small").glob("nda.*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RecordError, match=file.name.replace(".", r"\.")):
+        boards(load_records(results), results)

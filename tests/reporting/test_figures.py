@@ -1,0 +1,105 @@
+"""Every figure is drawn from records alone, with named axes, and comes out the same twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sample_results import METHODS, write_results
+
+from attribench.cli import main
+from attribench.counterfactual.record import groups, load_counterfactuals
+from attribench.reporting import figures
+from attribench.reporting.boards import boards
+from attribench.reporting.collection import Collection
+from attribench.sweep import load_sweeps
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+def test_every_figure_is_written_by_one_command_and_is_the_same_twice(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, formats in (("first", "svg,png,pdf"), ("second", "svg,png")):
+        arguments = ["figures", "--results", str(results), "--out", str(tmp_path / name), "--formats", formats]
+        assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
+    for what in ("lds", "cost-validation", "cost-generation", "gallery-validation-0", "gallery-generation-1",
+                 "nda.patch_size.timesteps", "counterfactual", "counterfactual-images"):  # fmt: skip
+        for suffix in ("svg", "png", "pdf"):
+            assert Path("digits", "small", f"{what}.{suffix}") in names
+            assert f"{what}.{suffix}" in printed
+    for name in names:
+        if name.suffix == ".pdf":
+            continue
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_every_axis_that_shows_numbers_is_named(results: Path) -> None:
+    for drawing in Collection(results).drawings():
+        figure = drawing.draw()
+        assert isinstance(figure, Figure), drawing.name
+        if "gallery" in drawing.name or "images" in drawing.name:
+            continue
+        for axes in figure.axes:
+            assert axes.get_xlabel(), drawing.name
+            assert axes.get_ylabel() or not axes.get_yticklabels() or axes.get_yticklabels()[0].get_text(), drawing.name
+        assert len(drawing.caption) > 20
+
+
+def test_points_stand_where_the_records_say(results: Path) -> None:
+    board = next(board for board in boards(load(results), results) if board.first.preset == "small")
+    figure = figures.lds_by_method(board)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == sorted(METHODS)
+    drawn = {round(float(line.get_xdata()[0]), 6) for line in figure.axes[0].lines if len(line.get_xdata()) == 1}
+    assert {round(100 * record.results["validation"].lds, 6) for record in board.records} <= drawn
+    ceilings = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert float(ceilings[0].get_xdata()[0]) == 75.0
+
+
+def test_a_missing_cell_draws_nothing(results: Path) -> None:
+    board = next(board for board in boards(load(results), results) if board.first.preset == "small")
+    cost = figures.cost_against_lds(board, "generation")
+    assert {text.get_text() for text in cost.axes[0].texts} == set(METHODS) - {"tracincp"}
+
+
+def test_curves_of_a_sweep(results: Path) -> None:
+    (record,) = load_sweeps(results)
+    figure = figures.sweep_lines(record)
+    first, second = figure.axes[0].lines[:2]
+    np.testing.assert_allclose(first.get_xdata(), [3, 5, 7])
+    np.testing.assert_allclose(first.get_ydata(), [30, 50, 70])
+    np.testing.assert_allclose(second.get_ydata(), [15, 25, 35])
+    assert figure.axes[0].get_xlabel() == "patch size"
+
+
+def test_boxes_are_of_the_queries_means(results: Path) -> None:
+    (group,) = groups(load_counterfactuals(results))
+    figure = figures.counterfactual_boxes(group)
+    medians = sorted(float(np.median(np.array(record.l2).mean(axis=1))) for record in group)
+    drawn = sorted(
+        float(line.get_xdata()[0])
+        for line in figure.axes[0].lines
+        if len(set(line.get_xdata())) == 1 and line.get_linewidth() > 1.2
+    )
+    np.testing.assert_allclose(drawn, medians)
+
+
+def load(results: Path):  # type: ignore[no-untyped-def]
+    from attribench.records import load_records
+
+    return load_records(results)
+
+
+def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", "--results", str(tmp_path)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    assert main(["figures", "--results", str(tmp_path), "--formats", "svgg"]) == 2
+    assert "Did you mean 'svg'" in capsys.readouterr().err
