@@ -29,7 +29,7 @@ def tiny_data() -> TinyData:
     return TinyData()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model() -> ModelSettings:
     return ModelSettings(
         block_out_channels=[8, 16],
@@ -40,7 +40,7 @@ def tiny_model() -> ModelSettings:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_settings(tiny_model: ModelSettings) -> Settings:
     return Settings(
         model=tiny_model,

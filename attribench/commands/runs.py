@@ -195,7 +195,7 @@ def explain(arguments: list[str]) -> int:
         return 0
     options, config, _ = given
 
-    from attribench.explanations import explain_query
+    from attribench.explanation import explain_query
 
     shown, paths = explain_query(
         config, runtime_of(options), options.query_set, options.query, options.top, Path(options.out)

@@ -12,11 +12,15 @@ from torch import Tensor
 from attribench.cost import compiling
 from attribench.data import to_unit_range
 from attribench.methods.nda.convolution import patch_influence
+from attribench.methods.nda.partial import Normaliser
 from attribench.methods.nda.task import PatchTask
 
 if TYPE_CHECKING:
     from attribench.methods.nda.saved import SavedState
     from attribench.methods.nda.stream import PartialEngine
+
+#: Bytes of normalisers that are remembered for explanations.
+_REMEMBERED = 2**26
 
 
 class PatchScorer(Protocol):
@@ -44,8 +48,53 @@ def convolution(train: Tensor, device: torch.device) -> PatchScorer:
     return scorer
 
 
-def fast_engine(device: torch.device) -> PartialEngine:
-    """On the CPU compiled by numba, on CUDA in torch operations."""
+class FastScorer:
+    """Running sums along displacements: on the CPU compiled by numba, on CUDA in torch operations.
+
+    Args:
+        train: the train images, uint8 ``(num_train, C, H, W)``.
+        device: where to compute.
+    """
+
+    def __init__(self, train: Tensor, device: torch.device) -> None:
+        self._train = train
+        self._engine = _engine(device)
+        self._normalisers: dict[str, Normaliser] = {}
+
+    def __call__(self, tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
+        from attribench.methods.nda.stream import StreamState, score_tasks
+
+        state = saved.load()
+        if state is None:
+            state = StreamState(np.zeros((len(tasks), len(self._train))))
+        progress(state.pairs)
+        try:
+            scores = score_tasks(
+                self._engine, tasks, self._train, progress=progress, state=state, after_shard=saved.save_in_passing
+            )
+        except BaseException:  # also Ctrl-C: the next call goes on from the last finished shard
+            if state.pairs:
+                saved.save(state)
+            raise
+        saved.remove()
+        self._normalisers.clear()
+        for row, normaliser in state.finished.items():
+            if 16 * normaliser.peak.size * (len(self._normalisers) + 1) <= _REMEMBERED:
+                self._normalisers[tasks[row].digest] = normaliser
+        return scores
+
+    def normalisers(self, tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> list[Normaliser]:
+        """What all train images together weigh at each position, for each task; of the last call's tasks, remembered."""
+        from attribench.methods.nda.stream import normalisers
+
+        missing = [task for task in tasks if task.digest not in self._normalisers]
+        progress((len(tasks) - len(missing)) * len(self._train))
+        computed = normalisers(self._engine, missing, self._train, progress=progress) if missing else []
+        found = dict(zip((task.digest for task in missing), computed, strict=True))
+        return [found.get(task.digest) or self._normalisers[task.digest] for task in tasks]
+
+
+def _engine(device: torch.device) -> PartialEngine:
     from attribench.methods.nda.engine import Engine, warm_up
     from attribench.methods.nda.torch_engine import TorchEngine
 
@@ -56,30 +105,5 @@ def fast_engine(device: torch.device) -> PartialEngine:
     return Engine()
 
 
-def fast(train: Tensor, device: torch.device) -> PatchScorer:
-    """Running sums along displacements."""
-    from attribench.methods.nda.stream import StreamState, score_tasks
-
-    engine = fast_engine(device)
-
-    def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
-        state = saved.load()
-        if state is None:
-            state = StreamState(np.zeros((len(tasks), len(train))))
-        progress(state.pairs)
-        try:
-            scores = score_tasks(
-                engine, tasks, train, progress=progress, state=state, after_shard=saved.save_in_passing
-            )
-        except BaseException:  # also Ctrl-C: the next call goes on from the last finished shard
-            if state.pairs:
-                saved.save(state)
-            raise
-        saved.remove()
-        return scores
-
-    return scorer
-
-
 #: Each takes the train images, uint8 ``(num_train, C, H, W)``, once.
-ENGINES: dict[str, Callable[[Tensor, torch.device], PatchScorer]] = {"fast": fast, "convolution": convolution}
+ENGINES: dict[str, Callable[[Tensor, torch.device], PatchScorer]] = {"fast": FastScorer, "convolution": convolution}

@@ -12,7 +12,7 @@ from torch import Tensor
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries, SpatialEvidence
-from attribench.methods.nda.engines import ENGINES, PatchScorer, fast_engine
+from attribench.methods.nda.engines import ENGINES, FastScorer, PatchScorer
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.search import search_per_timestep
@@ -128,7 +128,6 @@ class NDA(AttributionMethod):
         Works with either engine, by the fast one.
         """
         from attribench.methods.nda.explanation import explain
-        from attribench.methods.nda.stream import normalisers
 
         (image,) = query.unit_range()
         tasks, train = self._tasks(image), self.context.train_images
@@ -137,8 +136,9 @@ class NDA(AttributionMethod):
             for term in self._terms
             for _ in range(self._noise_draws)
         ]
+        scorer = self._scorer if isinstance(self._scorer, FastScorer) else FastScorer(train, self._device)
         with self.context.progress.task("weighing all train images", len(tasks) * len(train)) as progress:
-            totals = normalisers(fast_engine(self._device), tasks, train, progress=progress.advance)
+            totals = scorer.normalisers(tasks, progress.advance)
         return explain(tasks, self._weights(), labels, totals, train[list(indices)])
 
     def _weights(self) -> list[float]:

@@ -37,10 +37,7 @@ class SavedState:
     @classmethod
     def of(cls, store: ArtifactStore, tasks: Sequence[PatchTask], train: ImageSet) -> SavedState:
         """Bound to the tasks and the train images by their content."""
-        digest = hashlib.sha256()
-        for task in tasks:
-            digest.update(task.noisy_query.contiguous().numpy().tobytes())
-            digest.update(repr((task.alpha_bar, task.patch_size, task.top_k, task.downsample)).encode())
+        digest = hashlib.sha256("".join(task.digest for task in tasks).encode())
         spec = {"format": _FORMAT, "tasks": digest.hexdigest(), "train": train.content_hash}
         return cls(store.working_folder("shards", spec))
 

@@ -45,6 +45,7 @@ class StreamState:
         normalisers: of the shards read, a task of the batch each.
         blocks: top-k sums of the shards read, a task of the batch each.
         pairs: how many (task, train image) pairs are done.
+        finished: of all train images, by the task's row in the scores; of the tasks done since the state was made or read.
     """
 
     scores: NDArray[np.float64]
@@ -55,6 +56,7 @@ class StreamState:
     normalisers: list[Normaliser] = field(default_factory=list)
     blocks: list[tuple[Block, ...]] = field(default_factory=list)
     pairs: float = 0.0
+    finished: dict[int, Normaliser] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Plain arrays to store, for :meth:`from_arrays`."""
@@ -198,6 +200,7 @@ class _Run:
                 self._advance(len(batch), merged, blocks, two_passes)
         for i, (parts, normaliser) in enumerate(zip(state.blocks, state.normalisers, strict=True)):
             self._score(state.task + i, parts, normaliser)
+            state.finished[self.rows[state.task + i]] = normaliser
         state.task, state.tasks = state.task + len(batch), 0
 
     def _advance(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +34,13 @@ class PatchTask:
     def geometry(self) -> Geometry:
         """Of the query's patches."""
         return Geometry(self.noisy_query.shape[1], self.noisy_query.shape[2], self.patch_size, self.downsample)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the task by its content."""
+        options = repr((self.alpha_bar, self.patch_size, self.top_k, self.downsample, tuple(self.noisy_query.shape)))
+        pixels = self.noisy_query.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(options.encode() + pixels).hexdigest()
 
     @property
     def num_positions(self) -> int:
