@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import platform
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +39,11 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from attribench import Access, AttributionContext, ImageSet, Queries
+from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.methods.nda import patch_influence
+from attribench.method import score, start
+from attribench.methods.nda import NDA, patch_influence
 from attribench.methods.nda._simd import BYTES
 from attribench.methods.nda.engine import Engine, PatchTask, available_cores, warm_up
 from attribench.methods.nda.layout import TrainLayout
@@ -239,6 +243,18 @@ def peak_memory(num_train: int, tasks: int, queue: multiprocessing.Queue[tuple[f
     queue.put(((peak - before) / MEGABYTE, elapsed / tasks))
 
 
+def published_task(train: Tensor, query: Tensor, threads: int) -> float:
+    """Seconds to score one query with NDA's default options: five timesteps, two scales; compilation not included."""
+    torch.set_num_threads(threads)
+    method = NDA()
+    store = ArtifactStore(Path(tempfile.mkdtemp()))
+    images = ImageSet(train, tuple(str(number) for number in range(len(train))))
+    start(method, AttributionContext(images, NoiseSchedule(), torch.device("cpu"), 0, store, Access.DATA))
+    begin = time.perf_counter()
+    score(method, Queries(query[None], ("query",)))
+    return time.perf_counter() - begin
+
+
 def memory_table(counts: Sequence[int], tasks: int) -> list[tuple[int, float, float]]:
     """(train images, peak MB, seconds a task) for each count."""
     context = multiprocessing.get_context("spawn")
@@ -266,6 +282,7 @@ Profile = tuple[int, int, int, tuple[float, float, float]]
 def write(
     output: Path,
     rows: Sequence[Row],
+    whole: Sequence[tuple[int, int, float]],
     memory: Sequence[tuple[int, float, float]],
     profiles: Sequence[Profile],
     compiled: float,
@@ -296,6 +313,10 @@ def write(
         lines.append(
             f"| {row.size} | {scale} | {row.timestep} | {row.num_train} | {row.threads} | {' | '.join(shown)} | {difference} |"
         )
+    if whole:
+        lines += ["", "One query with NDA's default options (five timesteps, two scales), all cores:", ""]
+        lines += ["| image | N | seconds |", "|---|---|---|"]
+        lines += [f"| {size} | {count} | {seconds:.1f} |" for size, count, seconds in whole]
     if memory:
         lines += ["", "| N | peak memory above the data, MB | seconds a task (P = 21, t = 500) |", "|---|---|---|"]
         lines += [f"| {count} | {megabytes:.0f} | {seconds:.2f} |" for count, megabytes, seconds in memory]
@@ -314,24 +335,49 @@ def write(
 
 
 def figure(path: Path, rows: Sequence[Row], memory: Sequence[tuple[int, float, float]]) -> None:
-    """Ratios by scale and timestep, and memory and time against N."""
+    """Ratios by scale and timestep, time against N, and peak memory against N."""
     from matplotlib.figure import Figure
 
-    plot = Figure(figsize=(10, 4), layout="constrained")
-    left, right = plot.subplots(1, 2)
-    compared = [row for row in rows if not math.isnan(row.convolution)]
-    labels = [f"{r.patch_size}{' low' if r.downsample == 2 else ''}\nt={r.timestep}" for r in compared]
-    left.bar([i - 0.2 for i in range(len(compared))], [r.ratios[0] for r in compared], 0.4, label="convolution")
-    left.bar([i + 0.2 for i in range(len(compared))], [r.ratios[1] for r in compared], 0.4, label="all pairs")
-    left.set(xticks=range(len(labels)), ylabel="times slower than the engine", yscale="log")
-    left.set_xticklabels(labels, fontsize=6)
-    left.legend()
+    plot = Figure(figsize=(11, 3.4), layout="constrained")
+    ratios, time_axes, memory_axes = plot.subplots(1, 3, width_ratios=[1.6, 1, 0.8])
+    peers = [row for row in rows if not math.isnan(row.all_pairs)]
+    largest = max((row.num_train for row in peers), default=0)
+    peers = [row for row in peers if row.num_train == largest]
+    labels = list(dict.fromkeys(scale_name(row) for row in peers))
+    for index, timestep in enumerate(TIMESTEPS):
+        chosen = [row for row in peers if row.timestep == timestep]
+        places = [labels.index(scale_name(row)) + 0.27 * (index - 1) for row in chosen]
+        colour = ("#0072B2", "#D55E00", "#009E73")[index]
+        ratios.bar(places, [row.ratios[1] for row in chosen], 0.25, color=colour, alpha=0.45)
+        ratios.bar(places, [row.ratios[0] for row in chosen], 0.25, color=colour, label=f"t = {timestep}")
+    ratios.set(
+        xticks=range(len(labels)), xticklabels=labels, yscale="log", ylabel="times slower than the engine",
+        title=f"convolution without dead pairs (dark) and of all pairs (light), N = {largest:,}",
+    )  # fmt: skip
+    ratios.legend(frameon=False, ncols=3)
+    most = max((row.threads for row in rows), default=1)
+    small = [row for row in rows if row.size == min(other.size for other in rows)]
+    small = [row for row in small if row.timestep == 300 and row.threads == most]
+    for scale in dict.fromkeys(scale_name(row) for row in small):
+        line = sorted((row for row in small if scale_name(row) == scale), key=lambda row: row.num_train)
+        time_axes.plot([row.num_train for row in line], [row.engine for row in line], "o-", markersize=3, label=scale)
+    time_axes.set(xlabel="train images", xscale="log", yscale="log", title="t = 300")
+    time_axes.set_ylabel("ms a (query, train image, timestep)")
+    time_axes.legend(frameon=False, fontsize=7, ncols=2)
     if memory:
-        right.plot([m[0] for m in memory], [m[1] for m in memory], "o-", label="peak memory above the data, MB")
-        right.plot([m[0] for m in memory], [1e3 * m[2] for m in memory], "s-", label="milliseconds a task")
-        right.set(xlabel="train images", xscale="log", yscale="log")
-        right.legend()
-    plot.savefig(path, dpi=150)
+        memory_axes.plot([m[0] for m in memory], [m[1] for m in memory], "o-", markersize=4)
+        memory_axes.set(xlabel="train images", xscale="log", ylim=(0, None), title="P = 21, t = 500")
+        memory_axes.set_ylabel("peak memory above the data, MiB")
+    for axes in (ratios, time_axes, memory_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(9)
+    for suffix in ("png", "svg"):
+        plot.savefig(path.with_suffix(f".{suffix}"), dpi=150)
+
+
+def scale_name(row: Row) -> str:
+    """``"P = 7"``, with the resolution where it is low."""
+    return f"P = {row.patch_size}" + ("\nlow" if row.downsample == 2 else "")
 
 
 def main() -> None:
@@ -358,8 +404,8 @@ def main() -> None:
     for size, count in itertools.product(options.sizes, sorted(options.num_train, reverse=True)):
         train, query = photographs(count, size), photographs(1, size, seed=1)[0]
         for (patch_size, downsample), timestep, number in itertools.product(SCALES, TIMESTEPS, threads):
-            if size > 32 and (count < largest or number < threads[-1]) and len(options.sizes) > 1:
-                continue  # large images: all cores and the largest N only
+            if size > 32 and (count < largest or number < threads[-1] or timestep != 300):
+                continue  # large images: all cores, the largest N and one timestep only
             task = task_of(query, timestep, patch_size, downsample)
             peers = min(count, 128 if options.quick else 1024) if size == 32 and number == threads[-1] else 0
             published = min(count, 16 if options.quick else 64) if peers else 0
@@ -371,6 +417,13 @@ def main() -> None:
                 f"{row.engine:.4f} ms, convolution {row.convolution:.2f}, all pairs {row.all_pairs:.2f}; ratios {ratios}",
                 flush=True,
             )
+    whole: list[tuple[int, int, float]] = []
+    if device.type == "cpu":
+        for size, count in itertools.product(options.sizes, sorted(options.num_train)):
+            whole.append(
+                (size, count, published_task(photographs(count, size), photographs(1, size, seed=1)[0], threads[-1]))
+            )
+            print(f"{size}×{size} N={count}: one query, five timesteps, two scales: {whole[-1][2]:.1f} s", flush=True)
     memory: list[tuple[int, float, float]] = []
     if device.type == "cpu" and not options.no_memory:
         memory = memory_table((500, 5000) if options.quick else (500, 5000, 50000), tasks=4 if options.quick else 16)
@@ -380,7 +433,7 @@ def main() -> None:
         for (patch_size, downsample), timestep in itertools.product(SCALES, TIMESTEPS):
             task = task_of(query, timestep, patch_size, downsample)
             profiles.append((patch_size, downsample, timestep, bench.profile(task, train)))
-    write(options.output, rows, memory, profiles, compiled, options.device)
+    write(options.output, rows, whole, memory, profiles, compiled, options.device)
 
 
 if __name__ == "__main__":

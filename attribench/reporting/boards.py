@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from attribench.metrics.comparison import PairedComparison, compare_lds, tied_with_best
 from attribench.records import CeilingRecord, Record, load_attachment
 from attribench.settings import QUERY_SETS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +69,11 @@ class Board:
         outputs: Tensor | None = None
         for record in self.records:
             tensors = self.attachments.get(record.method, {})
-            if f"{query_set}.predictions" in tensors and query_set in record.results:
-                outputs = tensors[f"{query_set}.outputs"].double()
+            if f"{query_set}.predictions" not in tensors or query_set not in record.results:
+                continue
+            measured = tensors[f"{query_set}.outputs"].double()
+            outputs = measured if outputs is None else outputs
+            if torch.equal(measured, outputs):  # else it is of another machine's models: not paired with the others
                 predictions[record.method] = tensors[f"{query_set}.predictions"].double()
         return {} if outputs is None else compare_lds(predictions, outputs)
 

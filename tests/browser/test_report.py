@@ -89,10 +89,11 @@ def test_intervals_cost_access_and_links(report: Path, visit: Visit) -> None:
     page = visit(report, "#digits-preset-small")
     row = page.locator("[data-dataset]:not([hidden]) table.leaderboard tbody tr").first
     text = row.inner_text()
-    for part in ("60.0 [50.0, 70.0]", "data", "1.50", "0.25", "32", "nda.json"):
+    for part in ("60.0 [50.0, 70.0]", "data", "1.50", "0.25", "32", "record"):
         assert part in text
     link = row.locator("a")
     href = link.get_attribute("href") or ""
+    assert href.endswith("nda.json")
     assert (report.parent / href).is_file()
     assert page.locator("[data-dataset]:not([hidden]) tfoot").inner_text().startswith("noise ceiling")
     assert "75.0 [70.0, 80.0]" in page.locator("[data-dataset]:not([hidden]) tfoot").inner_text()

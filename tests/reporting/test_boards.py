@@ -6,7 +6,7 @@ import pytest
 from sample_results import write_results
 
 from attribench.errors import RecordError
-from attribench.records import load_records
+from attribench.records import load_attachment, load_records, save_record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.tables import leaderboards
 
@@ -55,3 +55,14 @@ def test_a_damaged_attachment_is_an_error_that_names_it(results: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(RecordError, match=file.name.replace(".", r"\.")):
         boards(load_records(results), results)
+
+
+def test_records_of_another_ground_truth_are_not_paired(results: Path) -> None:
+    records = load_records(results)
+    other = next(record for record in records if record.method == "dtrak")
+    tensors = load_attachment(other, results) or {}
+    tensors["validation.outputs"] = tensors["validation.outputs"].flip(0)
+    save_record(other, results, tensors)
+    board = small(results)
+    assert not any("dtrak" in pair for pair in board.comparisons["validation"])
+    assert board.tested("validation")
