@@ -23,7 +23,8 @@ class Cost:
 
     Attributes:
         seconds: wall-clock time.
-        peak_bytes: the most memory in use above what was in use at the start: of the process, plus the GPU's.
+        peak_bytes: the most memory in use above what was in use at the start: the process's own (pages of files it
+            maps, libraries or training images, are the system's to drop and do not count), plus the GPU's.
         compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
     """
 
@@ -32,16 +33,26 @@ class Cost:
     compile_seconds: float = 0.0
 
 
+def own_bytes(process: psutil.Process) -> int:
+    """Memory that ``process`` allocated and has touched.
+
+    Resident memory would include mapped files, which a system may drop at any moment: a method that allocates 50 MiB
+    while 50 MiB of an idle library are dropped would seem to need nothing.
+    """
+    memory = process.memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))  # "shared" is Linux's; elsewhere resident memory must do
+
+
 class _Memory:
     """The process's memory above what was in use at the start."""
 
     def __init__(self, cost: Cost) -> None:
         self.cost, self._process, self.paused = cost, psutil.Process(), False
-        self.start_bytes = self._process.memory_info().rss
+        self.start_bytes = own_bytes(self._process)
 
     def note(self) -> None:
         if not self.paused:
-            self.cost.peak_bytes = max(self.cost.peak_bytes, self._process.memory_info().rss - self.start_bytes)
+            self.cost.peak_bytes = max(self.cost.peak_bytes, own_bytes(self._process) - self.start_bytes)
 
 
 #: The measurements under way.
@@ -55,13 +66,13 @@ def compiling() -> Iterator[None]:
     The memory it takes, and what it leaves there, does not count as the method's either.
     """
     process, started = psutil.Process(), time.perf_counter()
-    before = process.memory_info().rss
+    before = own_bytes(process)
     for memory in _under_way:
         memory.paused = True
     try:
         yield
     finally:
-        seconds, growth = time.perf_counter() - started, process.memory_info().rss - before
+        seconds, growth = time.perf_counter() - started, own_bytes(process) - before
         for memory in _under_way:
             memory.cost.compile_seconds += seconds
             memory.start_bytes += growth

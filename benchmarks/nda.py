@@ -41,6 +41,7 @@ from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.artifacts import ArtifactStore
+from attribench.cost import own_bytes
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, patch_influence
@@ -219,19 +220,19 @@ class Bench:
 
 
 def peak_memory(num_train: int, tasks: int, queue: multiprocessing.Queue[tuple[float, float]]) -> None:
-    """In a process of its own: peak resident memory above what is there once the train images are, MB; and seconds."""
+    """In a process of its own: peak memory of its own above what is there once the train images are, MB; and seconds."""
     train = photographs(256, 32).repeat(-(-num_train // 256), 1, 1, 1)[:num_train].contiguous()
     queries = photographs(tasks, 32, seed=1)
     work = [task_of(query, 500, 21, 1) for query in queries]
     engine = Engine()
     score_tasks(engine, work[:1], train[:64])
     process, stop = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
+    before = peak = own_bytes(process)
 
     def watch() -> None:
         nonlocal peak
         while not stop.wait(0.002):
-            peak = max(peak, process.memory_info().rss)
+            peak = max(peak, own_bytes(process))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
