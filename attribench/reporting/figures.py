@@ -57,9 +57,10 @@ def lds_by_method(board: Board) -> Figure:
 def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
     """What a method costs, all its work divided by the queries scored, against its LDS with the 95 % interval."""
     with styled():
-        figure = _figure(4.8, 3.4)
+        figure = _figure(7.2, 3.6)
         axes = figure.subplots()
         _grid(axes, "both")
+        points = {}
         for record in board.records:
             result = record.results.get(query_set)
             if result is None:
@@ -70,15 +71,33 @@ def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
                 seconds, 100 * result.lds, yerr=[[low], [high]], fmt=ACCESS_MARKERS[record.access], markersize=5,
                 color=ACCESS_COLOURS[record.access], capsize=2, linewidth=1,
             )  # fmt: skip
-            axes.annotate(
-                record.method, (seconds, 100 * result.lds), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
+            points[record.method] = (seconds, 100 * result.lds)
         axes.set_xscale("log")
-        axes.margins(x=0.2)
+        _name_at_the_side(axes, points)
         axes.set(xlabel="seconds a query, preparation included", ylabel=f"LDS × 100, {query_set} queries")
         _access_legend(figure, board.records)
-        axes.set_title(_title(board.first))
+        figure.suptitle(_title(board.first), fontsize=9)
     return figure
+
+
+def _name_at_the_side(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names in a column right of the axes, each led to its point: beside points of similar methods they would overlap."""
+    from scipy.optimize import isotonic_regression
+
+    names = sorted(points, key=lambda name: points[name][1])
+    if not names:
+        return
+    low, high = axes.get_ylim()
+    gap = 1 / max(16, len(names) - 1)  # of the axes' height
+    wanted = [(points[name][1] - low) / (high - low) for name in names]
+    # The heights nearest to the wanted ones that are in the same order, at least a gap apart, and beside the axes.
+    steps = gap * np.arange(len(names))
+    heights = np.clip(isotonic_regression(np.array(wanted) - steps).x, 0, 1 - steps[-1]) + steps
+    for name, height in zip(names, heights, strict=True):
+        axes.annotate(
+            name, points[name], xytext=(1.04, height), textcoords="axes fraction", fontsize=7, va="center",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkB": 4, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def seconds_per_query(record: Record) -> float:

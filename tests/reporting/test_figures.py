@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sample_results import METHODS, write_results
 
 from attribench.cli import main
@@ -68,6 +70,21 @@ def test_a_missing_cell_draws_nothing(results: Path) -> None:
     board = next(board for board in boards(load(results), results) if board.first.preset == "small")
     cost = figures.cost_against_lds(board, "generation")
     assert {text.get_text() for text in cost.axes[0].texts} == set(METHODS) - {"tracincp"}
+
+
+def test_names_beside_the_cost_figure_do_not_overlap() -> None:
+    """Even of methods in one place."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(ylim=(0, 1), xlim=(0, 1))
+    figures._name_at_the_side(axes, {f"method {number}": (0.5, 0.99 - 0.001 * number) for number in range(14)})
+    figure.draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 14
+    for lower, upper in itertools.pairwise(boxes):
+        assert lower.y1 <= upper.y0 + 0.5  # of a pixel
+    centres = [(box.y0 + box.y1) / 2 for box in boxes]
+    assert axes.bbox.y0 - 1 <= centres[0] < centres[-1] <= axes.bbox.y1 + 1
 
 
 def test_curves_of_a_sweep(results: Path) -> None:
