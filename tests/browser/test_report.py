@@ -175,3 +175,19 @@ def test_text_can_be_read_by_day_and_by_night(report: Path, visit: Visit, scheme
         )
         light, dark = sorted((luminance(colour) for colour in colours), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (selector, colours)
+
+
+COMMITTED = Path(__file__).parents[2] / "results" / "report.html"
+
+
+@pytest.mark.skipif(not COMMITTED.is_file(), reason="results/ has no page")
+def test_the_committed_page_fits_a_phone_and_shows_all_its_settings(visit: Visit) -> None:
+    """Its names are long, and its counterfactual belongs to a setting without a leaderboard."""
+    page = visit(COMMITTED, viewport={"width": 360, "height": 700})
+    settings = page.locator("#setting option").all_inner_texts()
+    assert len(settings) == 2
+    for setting in settings:
+        page.select_option("#setting", label=setting)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator("[data-dataset]:not([hidden]) img").count() > 0
+    assert page.locator("[data-dataset]:not([hidden])").inner_text().count("Counterfactual") >= 1
