@@ -34,6 +34,7 @@ lint: $(VENV)/ready
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p attribench
+	MYPYPATH=build/typecheck $(BIN)/mypy benchmarks
 	$(BIN)/python -m pytest --quiet tests/test_import_rule.py
 
 format: $(VENV)/ready

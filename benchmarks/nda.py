@@ -46,10 +46,11 @@ from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, patch_influence
 from attribench.methods.nda._simd import BYTES
-from attribench.methods.nda.engine import Engine, PatchTask, available_cores, warm_up
+from attribench.methods.nda.engine import Engine, available_cores, warm_up
 from attribench.methods.nda.layout import TrainLayout
 from attribench.methods.nda.partial import Normaliser, finish
 from attribench.methods.nda.stream import score_tasks
+from attribench.methods.nda.task import PatchTask
 from attribench.methods.nda.torch_engine import TorchEngine
 
 T = TypeVar("T")
@@ -328,9 +329,9 @@ def write(
             "",
         ]
         lines += ["| P | t | distances | weights | k largest |", "|---|---|---|---|---|"]
-        for size, downsample, timestep, times in profiles:
-            shown = " | ".join(f"{milliseconds:.3f}" for milliseconds in times)
-            lines.append(f"| {size}{' low' if downsample == 2 else ''} | {timestep} | {shown} |")
+        for patch_size, downsample, timestep, times in profiles:
+            parts = " | ".join(f"{milliseconds:.3f}" for milliseconds in times)
+            lines.append(f"| {patch_size}{' low' if downsample == 2 else ''} | {timestep} | {parts} |")
     (output / f"{name}.md").write_text("\n".join(lines) + "\n")
     figure(output / f"{name}.png", rows, memory)
 
@@ -339,7 +340,7 @@ def figure(path: Path, rows: Sequence[Row], memory: Sequence[tuple[int, float, f
     """Ratios by scale and timestep, time against N, and peak memory against N."""
     from matplotlib.figure import Figure
 
-    plot = Figure(figsize=(11, 3.4), layout="constrained")
+    plot = Figure(figsize=(11, 3.8), layout="constrained")
     ratios, time_axes, memory_axes = plot.subplots(1, 3, width_ratios=[1.6, 1, 0.8])
     peers = [row for row in rows if not math.isnan(row.all_pairs)]
     largest = max((row.num_train for row in peers), default=0)
@@ -355,16 +356,23 @@ def figure(path: Path, rows: Sequence[Row], memory: Sequence[tuple[int, float, f
         xticks=range(len(labels)), xticklabels=labels, yscale="log", ylabel="times slower than the engine",
         title=f"convolution without dead pairs (dark) and of all pairs (light), N = {largest:,}",
     )  # fmt: skip
-    ratios.legend(frameon=False, ncols=3)
+    below = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    ratios.legend(ncols=3, **below)
     most = max((row.threads for row in rows), default=1)
     small = [row for row in rows if row.size == min(other.size for other in rows)]
     small = [row for row in small if row.timestep == 300 and row.threads == most]
     for scale in dict.fromkeys(scale_name(row) for row in small):
         line = sorted((row for row in small if scale_name(row) == scale), key=lambda row: row.num_train)
-        time_axes.plot([row.num_train for row in line], [row.engine for row in line], "o-", markersize=3, label=scale)
+        time_axes.plot(
+            [row.num_train for row in line],
+            [row.engine for row in line],
+            "o-",
+            markersize=3,
+            label=scale.replace("\n", " "),
+        )
     time_axes.set(xlabel="train images", xscale="log", yscale="log", title="t = 300")
     time_axes.set_ylabel("ms a (query, train image, timestep)")
-    time_axes.legend(frameon=False, fontsize=7, ncols=2)
+    time_axes.legend(fontsize=7, ncols=3, **below)
     if memory:
         memory_axes.plot([m[0] for m in memory], [m[1] for m in memory], "o-", markersize=4)
         memory_axes.set(xlabel="train images", xscale="log", ylim=(0, None), title="P = 21, t = 500")
