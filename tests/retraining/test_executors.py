@@ -17,12 +17,15 @@ from attribench.settings import Runtime
 
 @dataclass(frozen=True)
 class Sum:
-    """A job without a model: writes its number, and in ``log`` a line each time it really works."""
+    """A job without a model: writes its number, and in ``log`` a line each time it really works.
+
+    It ends when ``company`` processes have written there, or after a minute: one can do all jobs while the next starts.
+    """
 
     number: int
     log: str
     fails: bool = False
-    seconds: float = 0.0
+    company: int = 1
 
     @property
     def name(self) -> str:
@@ -39,7 +42,9 @@ class Sum:
         def build(staging: object) -> None:
             with Path(self.log).open("a") as file:
                 file.write(json.dumps({"number": self.number, "pid": os.getpid(), "worker": worker}) + "\n")
-            time.sleep(self.seconds)
+            deadline = time.monotonic() + 60
+            while len({entry["pid"] for entry in log(Path(self.log))}) < self.company and time.monotonic() < deadline:
+                time.sleep(0.05)
             if self.fails:
                 raise ValueError("no such luck")
             report(25.0)  # type: ignore[operator]  # more than its cost: must not overshoot the bar
@@ -63,7 +68,7 @@ def log(path: Path) -> list[dict[str, int]]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_job_runs_once_and_the_bar_ends_full(tmp_path: Path, runtime: Runtime, workers: int) -> None:
     store, bar = ArtifactStore(tmp_path / "runs"), Bar()
-    jobs = [Sum(number, str(tmp_path / "log"), seconds=0.1) for number in range(6)]
+    jobs = [Sum(number, str(tmp_path / "log"), company=workers) for number in range(6)]
     executor = (
         InProcessExecutor(store, runtime, Progress())
         if workers == 1
