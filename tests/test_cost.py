@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ CPU = torch.device("cpu")
 MEGABYTE = 2**20
 
 
-def test_compilation_is_counted_apart() -> None:
+def test_compilation_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attribench.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
     with measure(CPU) as outer:
         with measure(CPU) as inner:
-            time.sleep(0.05)
+            now[0] += 5
             with compiling():
-                time.sleep(0.2)
-        time.sleep(0.05)
-    for cost in (outer, inner):
-        assert cost.compile_seconds >= 0.2
-    assert 0.05 <= inner.seconds < 0.2
-    assert 0.1 <= outer.seconds < 0.2
+                now[0] += 200
+        now[0] += 7
+    assert (inner.seconds, inner.compile_seconds) == (5, 200)
+    assert (outer.seconds, outer.compile_seconds) == (12, 200)
 
 
 MEMORY = """
