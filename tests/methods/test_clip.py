@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -215,10 +214,8 @@ def test_a_run_takes_no_scores_of_other_weights(tiny: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_weights_the_reason_names_them_at_once(tmp_path: Path) -> None:
-    begin = time.monotonic()
+def test_without_weights_the_reason_names_them(tmp_path: Path) -> None:
     reason = CLIP().skip_reason(make_context(images(2, 0), tmp_path))
-    assert time.monotonic() - begin < 5
     assert reason is not None
     assert "\n" not in reason
     for part in (
