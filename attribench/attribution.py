@@ -23,7 +23,7 @@ from attribench.images import Channels
 from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
 from attribench.progress import Progress
 from attribench.records import row_name
-from attribench.scoring import Scoring
+from attribench.scoring import Scoring, require
 from attribench.settings import Runtime
 
 #: Root of the noise; the seed of the benchmark's target model.
@@ -129,9 +129,7 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
         access=Access.DATA,
         progress=progress,
     )
-    reason = method.skip_reason(context)
-    if reason is not None:
-        raise UsageError(f"{config.name} cannot run here: {reason}")
+    require(method, config.name, context)
     scoring = Scoring(store, method, config, context)
     asked = Queries.of(queries.images, "queries")
     scores = scoring.scores({"queries": asked})["queries"]

@@ -34,7 +34,7 @@ from attribench.records import (
     save_record,
 )
 from attribench.registry import DATAMODULES
-from attribench.scoring import Scoring, make_context
+from attribench.scoring import Scoring, scorings
 from attribench.settings import QUERY_SETS, Runtime
 
 
@@ -84,21 +84,14 @@ def run(
     ceilings = {key: ceiling(restricted(ground_truths[key], key, halves)) for key in QUERY_SETS}
 
     outcome = Outcome()
-    for method_config, method in methods:
-        name = row_name(method_config.name, method_config.changed)
-        context = make_context(experiment, method, method_config)
-        reason = method.skip_reason(context)
-        if reason is not None:
-            outcome.skipped[name] = reason
-            continue
-        scoring = Scoring.of(experiment, method, method_config, context)
+    for method_config, scoring in scorings(experiment, methods, outcome.skipped):
         scores = scoring.scores(queries)
         parts = {key: reported(scores[key], queries[key], ground_truths[key], halves) for key in QUERY_SETS}
         evaluated = {key: evaluate(*part, ceilings[key]) for key, part in parts.items()}
         tensors = {name: value for part in parts.values() for name, value in attached(*part, experiment.train).items()}
         record = make_record(config, experiment, method_config, evaluated, scoring, protocol)
         record, path = save_record(record, results, tensors)
-        progress.message(f"{name}: recorded in {path}")
+        progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)
     return outcome
 

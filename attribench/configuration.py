@@ -318,4 +318,5 @@ def plain_type_error(text: str) -> str:
     if key is None or not expected:
         return " ".join(text.split())
     expected = re.sub(r"<class '([^']+)'>", r"\1", expected).replace("typing.", "")
+    expected = re.sub(r"Literal\[([^\]]+)\]", r"one of \1", expected)
     return f"--{key.group(1)}: expected {expected}" + (f", got {value.group(1).strip()!r}." if value else ".")

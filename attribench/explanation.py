@@ -20,7 +20,7 @@ from attribench.method import AttributionMethod, Queries, SpatialEvidence, score
 from attribench.progress import terminal_progress
 from attribench.record_files import safe
 from attribench.records import row_name
-from attribench.scoring import make_context
+from attribench.scoring import make_context, require
 from attribench.settings import QUERY_SETS, Runtime
 
 
@@ -123,9 +123,7 @@ def explain_query(
     queries = experiment.queries(query_set)
     number = _number(query, queries)
     context = make_context(experiment, method, method_config)
-    reason = method.skip_reason(context)
-    if reason is not None:
-        raise UsageError(f"{method_config.name} cannot run here: {reason}")
+    require(method, method_config.name, context)
     start(method, context)
     found = explain(method, queries[number : number + 1], min(top, len(experiment.train)))
 

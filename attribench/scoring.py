@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from attribench.cost import measure
 from attribench.data import ImageSet
 from attribench.device import resolve_device
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.errors import AttribenchError
+from attribench.errors import AttribenchError, UsageError
 from attribench.experiment import Experiment
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, score, start
 from attribench.records import CostRecord, row_name
@@ -50,6 +50,17 @@ def make_context(experiment: Experiment, method: AttributionMethod, config: Meth
         progress=experiment.progress,
         shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
     )
+
+
+def require(method: AttributionMethod, name: str, context: AttributionContext) -> None:
+    """Insist that a method can run.
+
+    Raises:
+        UsageError: it cannot; with its reason.
+    """
+    reason = method.skip_reason(context)
+    if reason is not None:
+        raise UsageError(f"{name} cannot run here: {reason}")
 
 
 class Scoring:
@@ -177,6 +188,19 @@ class Scoring:
             stored_bytes=sum(stored.values()),
             compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
         )
+
+
+def scorings(
+    experiment: Experiment, methods: Sequence[tuple[MethodConfig, AttributionMethod]], skipped: dict[str, str]
+) -> Iterator[tuple[MethodConfig, Scoring]]:
+    """Scores of each method that can run here, one after the other; of the others the reason is put into ``skipped``."""
+    for config, method in methods:
+        context = make_context(experiment, method, config)
+        reason = method.skip_reason(context)
+        if reason is None:
+            yield config, Scoring.of(experiment, method, config, context)
+        else:
+            skipped[row_name(config.name, config.changed)] = reason
 
 
 def _pieces(query_sets: Mapping[str, Queries]) -> dict[tuple[str, int], Queries]:

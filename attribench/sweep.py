@@ -14,7 +14,7 @@ from attribench.errors import UsageError
 from attribench.progress import Progress
 from attribench.record_files import Frozen, MethodRecord, load_file, safe, save_file
 from attribench.records import IntervalRecord
-from attribench.scoring import Scoring, make_context
+from attribench.scoring import Scoring, make_context, require
 from attribench.settings import QUERY_SETS, Runtime
 
 
@@ -118,9 +118,7 @@ def sweep(
     with progress.task(f"{base.name}: {len(configs)} combinations", len(configs)) as task:
         for (value, other), item, method in zip(combinations, configs, methods, strict=True):
             context = make_context(experiment, method, item)
-            reason = method.skip_reason(context)
-            if reason is not None:
-                raise UsageError(f"{base.name} cannot run here: {reason}")
+            require(method, base.name, context)
             scoring = Scoring.of(experiment, method, item, context)
             scores = scoring.scores(queries)
             found = {name: evaluate(scores[name], queries[name], truths[name]) for name in QUERY_SETS}

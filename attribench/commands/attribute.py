@@ -23,7 +23,7 @@ def attribute(arguments: list[str]) -> int:
     parser.add_argument("--top", type=int, default=20, help="Train images to report for each query; 0 = all.")
     parser.add_argument("--image-size", "--image_size", type=int, default=32, help="Images are resized and cropped to squares "
                         "of so many pixels.")  # fmt: skip
-    parser.add_argument("--channels", type=str, choices=["auto", "RGB", "grey"], default="auto", help="auto: grey if no image "
+    parser.add_argument("--channels", type=Channels, default="auto", help="auto: grey if no image "
                         "has colour.")  # fmt: skip
     parser.add_argument("--heat-maps", "--heat_maps", type=int, default=20, help="Train images of each query to show heat "
                         "maps for, where the method can.")  # fmt: skip

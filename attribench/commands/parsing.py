@@ -24,7 +24,7 @@ def new_parser(command: str, description: str) -> Any:
     return parser
 
 
-def add_setting_options(parser: Any, *, methods: bool) -> None:
+def _add_setting_options(parser: Any, *, methods: bool) -> None:
     """What names data set, preset, methods and configuration file."""
     from attribench.configuration import PRESETS
 
@@ -39,9 +39,9 @@ def add_setting_options(parser: Any, *, methods: bool) -> None:
 
 def add_protocol_option(parser: Any) -> None:
     """Standard or strict."""
-    from attribench.protocol import PROTOCOLS
+    from attribench.protocol import ProtocolName
 
-    parser.add_argument("--protocol", type=str, choices=PROTOCOLS, default="standard", help="standard, or strict: options "
+    parser.add_argument("--protocol", type=ProtocolName, default="standard", help="standard, or strict: options "
                         "are chosen on half of the validation queries and subsets, numbers are of the others.")  # fmt: skip
 
 
@@ -138,12 +138,14 @@ def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
 
 
 def configured(parser: Any, arguments: Sequence[str], *, methods: bool) -> tuple[Any, Config, dict[str, str]] | None:
-    """What the commands that work on a data set begin with.
+    """What the commands that work on a data set begin with: those options beside their own, and the configuration.
 
     Returns:
         The command's own options, the configuration, and the methods that cannot be loaded with their errors; None when
         help or the configuration was asked for, and has been printed.
     """
+    _add_setting_options(parser, methods=methods)
+    add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
     if "-h" in own or "--help" in own:
         _print_help(parser, arguments, methods=methods)

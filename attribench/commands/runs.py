@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attribench.commands.parsing import (
-    add_protocol_option,
-    add_runtime_options,
-    add_setting_options,
-    configured,
-    new_parser,
-    runtime_of,
-)
+from attribench.commands.parsing import add_protocol_option, configured, new_parser, runtime_of
 from attribench.errors import UsageError
 
 
 def run(arguments: list[str]) -> int:
     parser = new_parser("run", "Retrain, attribute, and score methods by LDS on both query sets; prints the table.")
-    add_setting_options(parser, methods=True)
     parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
     parser.add_argument("--tuned", action="store_true", help="Apply the options that attribench tune chose.")
     add_protocol_option(parser)
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0
@@ -49,10 +40,8 @@ def run(arguments: list[str]) -> int:
 
 def tune(arguments: list[str]) -> int:
     parser = new_parser("tune", "Choose a method's options on validation queries; attribench run --tuned applies them.")
-    add_setting_options(parser, methods=True)
     parser.add_argument("--results", type=str, default="results", help="Folder the choice is filed in.")
     add_protocol_option(parser)
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0
@@ -74,8 +63,6 @@ def ground_truth(arguments: list[str]) -> int:
     parser = new_parser(
         "ground-truth", "Train the target and subset models, generate queries, measure losses; nothing else."
     )
-    add_setting_options(parser, methods=False)
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=False)
     if given is None:
         return 0
@@ -98,8 +85,6 @@ def status(arguments: list[str]) -> int:
     parser = new_parser(
         "status", "What is done and what is missing for a data set and preset, and how much disk it takes."
     )
-    add_setting_options(parser, methods=False)
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=False)
     if given is None:
         return 0
@@ -120,12 +105,10 @@ def counterfactual(arguments: list[str]) -> int:
         "Retrain without each generated query's highest-scored train images, generate the query again and compare; "
         "prints the table.",
     )
-    add_setting_options(parser, methods=True)
     parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
     parser.add_argument("--clip_model", type=str, default="ViT-B-32", help="CLIP model that compares images.")
     parser.add_argument("--clip_pretrained", type=str, default="openai", help="open_clip's tag of its weights.")
     parser.add_argument("--clip_checkpoint", type=str, help="A local file with its weights, in place of the download.")
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0
@@ -147,11 +130,9 @@ def counterfactual(arguments: list[str]) -> int:
 
 def sweep(arguments: list[str]) -> int:
     parser = new_parser("sweep", "Measure how an option of a method moves its LDS; chooses nothing, retrains nothing.")
-    add_setting_options(parser, methods=True)
     parser.add_argument("--vary", type=str, help="Option and values, as patch_size=[3, 5, 7].")
     parser.add_argument("--series", type=str, help="A second option, a curve for each of its values.")
     parser.add_argument("--results", type=str, default="results", help="Folder the record is filed in.")
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0
@@ -182,14 +163,12 @@ def sweep(arguments: list[str]) -> int:
 
 def explain(arguments: list[str]) -> int:
     parser = new_parser("explain", "Show where in the picture a query's strongest train images come in, as heat maps.")
-    add_setting_options(parser, methods=True)
     parser.add_argument("--query", type=str, default="0", help="The query: its number from 0, or its id.")
     parser.add_argument(
         "--query_set", type=str, default="validation", help="validation, or generation (needs the target model)."
     )
     parser.add_argument("--top", type=int, default=6, help="How many train images.")
     parser.add_argument("--out", type=str, default="explanations", help="Folder for figure and maps.")
-    add_runtime_options(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0

@@ -25,9 +25,8 @@ from attribench.method import Access, Queries
 from attribench.metrics.counterfactual import embedding_cosine, pixel_distance
 from attribench.progress import Progress
 from attribench.record_files import save_file
-from attribench.records import row_name
 from attribench.retraining.jobs import save_images
-from attribench.scoring import Scoring, hardware, make_context, versions
+from attribench.scoring import Scoring, hardware, scorings, versions
 from attribench.seeding import derive_seed
 from attribench.settings import CounterfactualSettings, Runtime
 
@@ -89,16 +88,9 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
 
     outcome = Outcome()
     rows = [_control(experiment, chosen, settings)]
-    for method_config, method in methods:
-        name = row_name(method_config.name, method_config.changed)
-        context = make_context(experiment, method, method_config)
-        reason = method.skip_reason(context)
-        if reason is not None:
-            outcome.skipped[name] = reason
-            continue
-        scoring = Scoring.of(experiment, method, method_config, context)
+    for method_config, scoring in scorings(experiment, methods, outcome.skipped):
         scores = _scores(scoring, queries, chosen)
-        rows.append(_row(name, method_config, scoring, scores, experiment, chosen, settings))
+        rows.append(_row(method_config, scoring, scores, experiment, chosen, settings))
     _retrain(rows, experiment, progress)
 
     explained = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
@@ -174,7 +166,6 @@ def _control(experiment: Experiment, chosen: list[int], settings: Counterfactual
 
 
 def _row(
-    name: str,
     method: MethodConfig,
     scoring: Scoring,
     scores: Tensor,
@@ -182,7 +173,7 @@ def _row(
     chosen: list[int],
     settings: CounterfactualSettings,
 ) -> _Row:
-    removed = strongest(scores, settings.num_removed)
+    name, removed = scoring.name, strongest(scores, settings.num_removed)
     retrainings = []
     for number, gone in zip(chosen, removed, strict=True):
         kept = torch.ones(len(experiment.train), dtype=torch.bool)

@@ -140,7 +140,8 @@ def counterfactual_drawings(group: CounterfactualGroup) -> Iterator[Drawing]:
     )
     yield Drawing(
         f"{where}/counterfactual-images",
-        "Generated images before and after: from the same noise, by models trained without each method's proponents.",
+        "Generated images before and after: from the same noise, by models trained without each method's proponents, "
+        "with the first of the seeds.",
         partial(pictures.before_and_after, group.records, group.attachments),
     )
 

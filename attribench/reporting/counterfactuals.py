@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attribench.counterfactual.record import CounterfactualRecord, groups
+from attribench.counterfactual.record import CONTROL, CounterfactualRecord, groups
 from attribench.metrics.comparison import PairedComparison, compare_values, tied_with_best
 from attribench.metrics.counterfactual import median_interval
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.reporting.tables import ACCESS, preset_notes, train_images
+
+#: Every pair of rows, compared.
+Comparisons = dict[tuple[str, str], PairedComparison]
 
 #: Measure → its name, its digits, and whether a larger value means a larger effect of the removal.
 MEASURES = {"l2": ("pixel L2", 2, True), "clip": ("CLIP cosine", 3, False)}
@@ -22,13 +25,13 @@ def counterfactual_tables(records: Sequence[CounterfactualRecord]) -> list[Table
     return [_table(group) for group in groups(records)]
 
 
-def compared(group: Sequence[CounterfactualRecord], measure: str) -> dict[tuple[str, str], PairedComparison]:
+def compared(group: Sequence[CounterfactualRecord], measure: str) -> Comparisons:
     """Every pair of rows of a group, the control among them, on the same queries."""
     values = {record.method: found for record in group if (found := record.per_query(measure)) is not None}
     return compare_values(values)
 
 
-def strongest(group: Sequence[CounterfactualRecord], measure: str) -> set[str]:
+def strongest(group: Sequence[CounterfactualRecord], measure: str, comparisons: Comparisons) -> set[str]:
     """The method whose removals move images furthest, and those not distinguishable from it; the control is none."""
     larger = MEASURES[measure][2]
     means = {
@@ -36,7 +39,7 @@ def strongest(group: Sequence[CounterfactualRecord], measure: str) -> set[str]:
         for record in group
         if not record.is_control and (found := record.per_query(measure)) is not None
     }
-    return tied_with_best(means, compared(group, measure))
+    return tied_with_best(means, comparisons)
 
 
 def _table(group: list[CounterfactualRecord]) -> Table:
@@ -47,8 +50,9 @@ def _table(group: list[CounterfactualRecord]) -> Table:
         columns += [Column("median [95 %]", group=name), Column("minus control [95 %]", group=name)]
     columns += [Column("looks at"), Column("tuned on", "note")]
     order = sorted(group, key=lambda record: (not record.is_control, -_mean(record)))
-    rows = [_row(record, group, measures) for record in order]
-    best = {measure: strongest(group, measure) for measure in measures}
+    comparisons = {measure: compared(group, measure) for measure in measures}
+    rows = [_row(record, comparisons) for record in order]
+    best = {measure: strongest(group, measure, comparisons[measure]) for measure in measures}
     bold = {
         (number, 1 + 2 * index)
         for number, record in enumerate(order)
@@ -64,11 +68,16 @@ def _mean(record: CounterfactualRecord) -> float:
     return float("-inf") if values is None else float(values.mean())
 
 
-def _row(record: CounterfactualRecord, group: Sequence[CounterfactualRecord], measures: Sequence[str]) -> list[str]:
-    cells = ["nothing (control)" if record.is_control else record.method]
-    for measure in measures:
+def row_label(record: CounterfactualRecord) -> str:
+    """What a row's retrainings leave out."""
+    return "nothing (control)" if record.is_control else record.method
+
+
+def _row(record: CounterfactualRecord, comparisons: Mapping[str, Comparisons]) -> list[str]:
+    cells = [row_label(record)]
+    for measure, found in comparisons.items():
         values, digits = record.per_query(measure), MEASURES[measure][1]
-        cells += [_median(values, digits), _difference(record, compared(group, measure), digits)]
+        cells += [_median(values, digits), _difference(record, found, digits)]
     if record.is_control:
         return [*cells, MISSING, MISSING]
     return [*cells, ACCESS[record.access], record.tuned_on or NOTHING]
@@ -81,9 +90,9 @@ def _median(values: NDArray[np.float64] | None, digits: int) -> str:
     return f"{np.median(values):.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def _difference(record: CounterfactualRecord, comparisons: dict[tuple[str, str], PairedComparison], digits: int) -> str:
+def _difference(record: CounterfactualRecord, comparisons: Comparisons, digits: int) -> str:
     for (first, second), found in comparisons.items():
-        if {first, second} == {record.method, "control"} and not record.is_control:
+        if {first, second} == {record.method, CONTROL} and not record.is_control:
             sign = 1 if first == record.method else -1
             low, high = sorted((sign * found.interval.low, sign * found.interval.high))
             return f"{sign * found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

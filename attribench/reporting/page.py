@@ -23,7 +23,7 @@ from attribench.reporting.collection import (
     gallery_size,
     sweep_drawing,
 )
-from attribench.reporting.counterfactuals import counterfactual_tables
+from attribench.reporting.counterfactuals import counterfactual_tables, row_label
 from attribench.reporting.formats import NOTHING, Table
 from attribench.reporting.html import Picture, figure_picture, image_uri, render_page
 from attribench.reporting.tables import ACCESS, CEILING, leaderboard, notes, preset_notes
@@ -197,7 +197,7 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
 
 def _counterfactual(group: CounterfactualGroup, linker: _Linker) -> dict[str, Any]:
     (table,) = counterfactual_tables(group.records)
-    names = {("nothing (control)" if record.is_control else record.method): record for record in group.records}
+    names = {row_label(record): record for record in group.records}
     rows = [{"cells": _cells(table, number), **linker.to(names[row[0]])} for number, row in enumerate(table.rows)]
     return {"table": table, "rows": rows, "figures": _drawn(counterfactual_drawings(group))}
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from attribench.cli import main
 from attribench.counterfactual.record import groups, load_counterfactuals
-from attribench.reporting.counterfactuals import counterfactual_tables, strongest
+from attribench.reporting.counterfactuals import compared, counterfactual_tables, strongest
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_table(results: Path) -> None:
     assert "CLIP" not in " ".join(table.header)
     assert any("no CLIP cosine" in note for note in table.notes)
     (group,) = groups(records)
-    assert strongest(group, "l2") == {"nda"}
+    assert strongest(group, "l2", compared(group, "l2")) == {"nda"}
 
 
 def test_the_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from sample_results import METHODS, write_results
 
 from attribench.cli import main
 from attribench.counterfactual.record import groups, load_counterfactuals
+from attribench.records import Record, load_records
 from attribench.reporting import figures
 from attribench.reporting.boards import boards
 from attribench.reporting.collection import Collection
@@ -109,9 +110,7 @@ def test_boxes_are_of_the_queries_means(results: Path) -> None:
     np.testing.assert_allclose(drawn, medians)
 
 
-def load(results: Path):  # type: ignore[no-untyped-def]
-    from attribench.records import load_records
-
+def load(results: Path) -> list[Record]:
     return load_records(results)
 
 
