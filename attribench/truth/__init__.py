@@ -1,0 +1,1 @@
+"""Ground truth: how models retrained on subsets of the train images do on the queries."""
