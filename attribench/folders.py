@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +19,16 @@ from torch import Tensor
 from attribench.artifacts import Artifact, ArtifactStore, Staging, atomic_write
 from attribench.data import ImageSet
 from attribench.errors import DataError
-from attribench.images import (
-    IMAGE_SUFFIXES,
-    Channels,
-    Pixels,
-    attempt_each,
-    find_images,
-    fit_square,
-    is_grey,
-    open_image,
-    to_pixels,
-)
+from attribench.image_files import IMAGE_SUFFIXES, find_images, some
+from attribench.images import Channels, Pixels, is_grey, open_square, to_pixels
 from attribench.progress import Progress, silent_progress
+from attribench.reading import attempt_each
 
 #: Images decoded at a time: what a killed call loses.
 CHUNK = 256
 
 #: Raise it when the same file would be decoded to other pixels.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +37,13 @@ class Folder:
 
     Attributes:
         images: their ids are paths relative to the folder.
-        skipped: what was left out, with the reason.
+        skipped: pictures that were left out, with the reason.
+        others: files that are no pictures.
     """
 
     images: ImageSet
     skipped: dict[str, str]
+    others: tuple[str, ...] = ()
 
 
 def read_folder(
@@ -75,19 +69,20 @@ def read_folder(
     Raises:
         DataError: the folder does not exist, holds no images, or none that can be decoded.
     """
-    paths, foreign = find_images(folder)
-    skipped = {_name(path, folder): "a format attribench does not read; convert it to PNG or JPEG" for path in foreign}
+    found = find_images(folder)
+    skipped = {_printable(_name(path, folder)): reason for path, reason in found.left_out.items()}
+    others = tuple(_printable(_name(path, folder)) for path in found.others)
     named = []
-    for path in paths:
-        try:
-            _name(path, folder).encode()
-        except UnicodeEncodeError:
-            skipped[ascii(_name(path, folder))] = "its name is not UTF-8"
-        else:
+    for path in found.images:
+        name = _name(path, folder)
+        if _printable(name) == name:
             named.append(path)
+        else:
+            skipped[_printable(name)] = "its name is not UTF-8"
     if not named:
         detail = f" that can be read; {_listed(skipped)}" if skipped else f" ({', '.join(IMAGE_SUFFIXES)})"
-        raise DataError(f"{folder} holds no images{detail}.")
+        passed = f"; files that are no pictures: {some(others)}" if others else ""
+        raise DataError(f"{folder} holds no images{detail}{passed}.")
 
     sums = _sums(named, folder, progress)
     names = [_name(path, folder) for path in named]
@@ -102,7 +97,7 @@ def read_folder(
     skipped.update(artifact.load_json("skipped"))
     if not decoded:
         raise DataError(f"None of the {len(named)} images in {folder} can be read; {_listed(skipped)}.")
-    return Folder(ImageSet(_mapped(artifact), tuple(decoded)), skipped)
+    return Folder(ImageSet(_mapped(artifact), tuple(decoded)), skipped, others)
 
 
 def same_channels(first: Folder, second: Folder) -> tuple[Folder, Folder]:
@@ -115,11 +110,21 @@ def _widened(folder: Folder, channels: int) -> Folder:
     images = folder.images
     if images.image_shape[0] == channels:
         return folder
-    return Folder(ImageSet(images.images.expand(-1, channels, -1, -1), images.ids), folder.skipped)
+    widened = ImageSet(images.images.expand(-1, channels, -1, -1), images.ids)
+    return replace(folder, images=widened)
 
 
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
+
+
+def _printable(name: str) -> str:
+    """The name itself, or with escapes if it is not UTF-8 on the disk."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return ascii(name)
+    return name
 
 
 def _sums(paths: Sequence[Path], folder: Path, progress: Progress) -> list[str]:
@@ -144,7 +149,7 @@ def _decode(
     """Write each chunk's pixels, and which files could not be decoded, into the working folder."""
 
     def read(path: Path) -> Pixels:
-        image = fit_square(open_image(path), image_size)
+        image = open_square(path, image_size)
         return to_pixels(image.convert("L") if channels == "grey" else image)
 
     with progress.task(f"decoding {len(paths)} images", len(paths), "images") as task:

@@ -1,95 +1,48 @@
-"""Image files: finding them in a folder, and decoding them to 8-bit pixels the same way everywhere.
+"""Image files decoded to 8-bit pixels the same way everywhere.
 
-Decoding honours EXIF orientation, puts transparency on white, scales 16-bit grey by its full range, converts CMYK and
-palettes to RGB, and takes the first frame of an animation. Embedded colour profiles are ignored. A file that cannot be
-read is an error that names it; nothing is passed over.
+Decoding honours EXIF orientation, puts transparency on white, scales grey of 9 to 16 bits by its full range, converts CMYK
+and palettes to RGB, and takes the first frame of an animation. Embedded colour profiles are ignored. A file that cannot be
+read, or whose values have no known meaning, is an error that names it; nothing is passed over.
+
+Memory: files are decoded by several threads that together hold about :data:`MEMORY` bytes of pixels; a picture that is
+larger by itself is decoded alone.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from attribench import tiff
 from attribench.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-
-# Pictures all the same: a folder of them must not look like a folder with nothing in it.
-_FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
+from attribench.reading import MemoryBudget, read_each
 
 # Named, because Pillow would otherwise go by content, and hand a PostScript file called ".png" to Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "ICO")
+
+#: Bytes of decoded pixels that all threads hold together.
+MEMORY = 2**29
+
+# JPEGs of more pixels are decoded at a half, quarter or eighth, never to less than four times the size asked for.
+_LARGE_JPEG = 2**26
+
+# Pixels that are converted at a time.
+_STRIP = 2**20
 
 Channels = Literal["auto", "RGB", "grey"]
 Pixels = NDArray[np.uint8]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
-def natural_key(path: str) -> list[list[tuple[str, int]]]:
-    """Sort key for ``/``-separated paths under which ``"img2.png"`` comes before ``"img10.png"``."""
-    return [
-        [(text.casefold(), int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", part)]
-        for part in path.split("/")
-    ]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files in ``folder`` and its subfolders, in natural order; hidden files and folders are left out.
-
-    Raises:
-        DataError: the folder cannot be read, or holds pictures in a format that attribench does not read.
-    """
-    found, foreign = find_images(folder)
-    if foreign:
-        names = [path.relative_to(folder).as_posix() for path in foreign]
-        raise DataError(
-            f"{folder} holds {len(foreign)} pictures in formats attribench does not read "
-            f"({_some(names)}): convert them to PNG or JPEG, or take them out."
-        )
-    return found
-
-
-def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Like :func:`list_images`, with the pictures in formats that attribench does not read apart, as the second list."""
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.")
-    found: list[Path] = []
-    foreign: list[Path] = []
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
-
-    for parent, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back to a folder above would be walked for ever
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            # macOS leaves "._photo.jpg" beside photo.jpg on foreign disks: not a picture.
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                found.append(Path(parent, name))
-            elif suffix in _FOREIGN_SUFFIXES:
-                foreign.append(Path(parent, name))
-
-    def key(path: Path) -> tuple[list[list[tuple[str, int]]], str]:
-        return natural_key(path.relative_to(folder).as_posix()), str(path)
-
-    return sorted(found, key=key), sorted(foreign, key=key)
+_MEMORY = MemoryBudget(MEMORY)
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
@@ -98,13 +51,52 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     Raises:
         DataError: it cannot be decoded. The message is the reason alone; :func:`read_each` puts the name before it.
     """
+    with _decoded(source) as (image, levels):
+        return _to_rgb(image, levels)
+
+
+def open_square(source: Path | BinaryIO, size: int) -> Image.Image:
+    """``fit_square(open_image(source), size)``, pixel by pixel, with little memory beside that of the decoded file.
+
+    A JPEG of more than 67 megapixels is decoded at a fraction of its size, and may differ by rounding.
+
+    Raises:
+        DataError: like :func:`open_image`.
+    """
+    with _decoded(source, sufficient=4 * size) as (image, levels):
+        if image.width * image.height <= _STRIP or image.width <= size:
+            return fit_square(_to_rgb(image, levels), size)
+        # Pillow resizes rows first and columns then, with whole numbers between: rows may come strip by strip.
+        left, top, side = _square(image)
+        narrow = Image.new("RGB", (size, image.height))
+        rows = max(1, _STRIP // image.width)
+        for begin in range(0, image.height, rows):
+            strip = _to_rgb(image.crop((0, begin, image.width, min(begin + rows, image.height))), levels)
+            box = (left, 0, left + side, strip.height)
+            narrow.paste(strip.resize((size, strip.height), Image.Resampling.BILINEAR, box=box), (0, begin))
+        return narrow.resize((size, size), Image.Resampling.BILINEAR, box=(0, top, size, top + side))
+
+
+@contextmanager
+def _decoded(source: Path | BinaryIO, sufficient: int | None = None) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """The upright image in the file's own mode, and the values of black and white in grey of more than 8 bits.
+
+    Args:
+        source: the file.
+        sufficient: pixels of the shorter side that are enough, if the image is large.
+    """
     try:
-        with Image.open(source, formats=_FORMATS) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened), opened.format)
+        with _identified(source) as opened:
+            levels = tiff.levels(opened.tag_v2) if isinstance(opened, TiffImageFile) else (0, 65535)
+            if isinstance(opened, PngImageFile):
+                _scale_transparent_value(opened)
+            if sufficient and opened.width * opened.height > _LARGE_JPEG:
+                opened.draft(None, (sufficient, sufficient))  # only JPEGs can
+            with _MEMORY.reserved(4 * opened.width * opened.height):
+                ImageOps.exif_transpose(opened, in_place=True)
+                yield opened, levels
     except (DataError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise DataError("not an image attribench can read, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"refused as a decompression bomb: {error}") from error
     except OSError as error:
@@ -113,14 +105,39 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
         raise DataError(f"damaged ({type(error).__name__}: {error})") from error
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+def _identified(source: Path | BinaryIO) -> ImageFile:
+    """The file, opened but not decoded, if its values have a known meaning."""
+    try:
+        opened = Image.open(source, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        tags = tiff.read_tags(source)
+        reason = "not an image attribench can read, or its beginning is damaged"
+        raise DataError(reason if tags is None else tiff.refusal(tags) or tiff.described(tags)) from error
+    if isinstance(opened, TiffImageFile) and (reason := tiff.refusal(opened.tag_v2)):
+        opened.close()
+        raise DataError(reason)
+    return opened
+
+
+def _scale_transparent_value(image: PngImageFile) -> None:
+    """Pillow scales grey of 2 and 4 bits to 8, and 16-bit colour, but not the value that is marked as transparent."""
+    key, layout = image.info.get("transparency"), image.tile[0][3] if image.tile else ""
+    if isinstance(key, int) and layout in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if layout == "L;2" else 17)
+    elif key is not None and layout == "RGB;16B":
+        raise DataError("16-bit colour with one transparent colour (tRNS); save it with 8 bits or an alpha channel")
+
+
+def _to_rgb(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversions clip or drop bits, depending on its version.
         values = np.asarray(image).astype(np.int64)
+        black, white = levels
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
-            values = np.where(values == transparent, 65535, values)
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+            values = np.where(values == transparent, white, values)
+        grey = np.rint((values - black) * 255 / (white - black)).clip(0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DataError("32-bit pixels have no agreed range; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -131,13 +148,18 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     return image.convert("RGB")
 
 
+def _square(image: Image.Image) -> tuple[int, int, int]:
+    """Left, top and side of the central square."""
+    side = min(image.size)
+    return (image.width - side) // 2, (image.height - side) // 2, side
+
+
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Crop the central square and resize it to ``(size, size)``, bilinear with antialiasing.
 
     Pillow's resizing is integer arithmetic, so the pixels are the same on every machine.
     """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left, top, side = _square(image)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
@@ -194,9 +216,7 @@ def read_images(
     called = [str(path) for path in paths] if names is None else names
 
     def read(path: Path) -> Pixels:
-        image = open_image(path)
-        if image_size is not None:
-            image = fit_square(image, image_size)
+        image = open_image(path) if image_size is None else open_square(path, image_size)
         return to_pixels(image.convert("L") if channels == "grey" else image)
 
     images = read_each(paths, read, called)
@@ -210,48 +230,6 @@ def read_images(
     return stacked[:, :1].copy() if channels == "auto" and is_grey(stacked) else stacked
 
 
-def read_each(
-    sources: Sequence[T],
-    read: Callable[[T], R],
-    names: Sequence[str],
-    remedy: str = "Replace or remove them.",
-) -> list[R]:
-    """Apply ``read`` to every source, and report all that fail together.
-
-    Args:
-        sources: what ``read`` is given, one at a time, from several threads.
-        read: raises DataError with the reason alone as message, or OSError, if it cannot read its source.
-        names: what an error calls each source.
-        remedy: what an error tells its reader to do.
-
-    Raises:
-        DataError: up to three of the failures by name, and how many there are.
-    """
-
-    results = attempt_each(sources, read)
-    failed = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, DataError)]
-    if failed and len(results) == 1:
-        raise DataError(f"An image cannot be read ({failed[0]}). {remedy}")
-    if failed:
-        raise DataError(f"{len(failed)} of {len(results)} images cannot be read ({_some(failed, '; ')}). {remedy}")
-    return [result for result in results if not isinstance(result, DataError)]
-
-
-def attempt_each(sources: Sequence[T], read: Callable[[T], R]) -> list[R | DataError]:
-    """Apply ``read`` to every source, several at a time; what cannot be read gives the error, in its place."""
-
-    def attempt(source: T) -> R | DataError:
-        try:
-            return read(source)
-        except DataError as error:
-            return error
-        except OSError as error:
-            return DataError(error.strerror or str(error))
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(attempt, sources))
-
-
 def is_grey(images: Pixels) -> bool:
     """Whether RGB images ``(num_images, 3, height, width)`` have no colour in any pixel."""
     return all(bool((image[0] == image[1]).all() and (image[1] == image[2]).all()) for image in images)
@@ -259,8 +237,3 @@ def is_grey(images: Pixels) -> bool:
 
 def _size(image: Pixels) -> str:
     return f"{image.shape[2]}x{image.shape[1]}"
-
-
-def _some(names: Sequence[str], separator: str = ", ") -> str:
-    rest = len(names) - 3
-    return separator.join(names[:3]) + (f"{separator}and {rest} more" if rest > 0 else "")

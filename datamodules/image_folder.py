@@ -14,7 +14,8 @@ from attribench import ImageSet, register_datamodule
 from attribench.data import AttributionDataModule
 from attribench.datamodules._splits import Indices, can_stratify, check_range, choose
 from attribench.errors import DataError, UsageError, nearest
-from attribench.images import IMAGE_SUFFIXES, Channels, list_images, natural_key, read_images
+from attribench.image_files import IMAGE_SUFFIXES, list_images, natural_key
+from attribench.images import Channels, read_images
 
 FOLDERS = ("train", "test")
 CHANNELS = ("auto", "RGB", "grey")
@@ -25,8 +26,9 @@ class ImageFolder(AttributionDataModule):
     """Your images: `root/train` holds the train images and `root/test` the queries, with or without class subfolders.
 
     Subfolders are searched to any depth. The first-level subfolders are the classes if, in both folders, every image
-    lies in one, and there are at least two of them; otherwise there are no labels. Formats: JPEG, PNG, BMP, GIF, WebP
-    and TIFF; see `attribench.images` for how they are decoded.
+    lies in one, and there are at least two of them; otherwise there are no labels. Formats: JPEG, PNG, BMP, GIF, WebP,
+    TIFF, PBM, PGM, PPM and ICO, by content where the name does not tell; see `attribench.images` for how they are
+    decoded.
 
     Args:
         root: the folder that holds `train` and `test`.

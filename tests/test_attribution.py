@@ -116,7 +116,7 @@ def test_a_stopped_call_goes_on_and_a_second_one_computes_nothing(
     assert calls == -99  # three of the four shards were kept
     assert call(folder) == 0  # heat maps now
     pd.testing.assert_frame_equal(scores(folder), scores(whole), rtol=1e-5)
-    for target in ("attribench.folders.open_image", "attribench.scoring.score", "attribench.attribution.explained"):
+    for target in ("attribench.folders.open_square", "attribench.scoring.score", "attribench.attribution.explained"):
         monkeypatch.setattr(target, lambda *arguments, **options: pytest.fail("computed again"))
     assert call(folder) == 0
 

@@ -15,7 +15,7 @@ from attribench import folders
 from attribench.artifacts import ArtifactStore
 from attribench.errors import DataError
 from attribench.folders import read_folder, same_channels
-from attribench.images import fit_square, open_image, to_pixels
+from attribench.images import fit_square, open_image, open_square, to_pixels
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -131,13 +131,13 @@ def test_a_stopped_call_goes_on_after_the_last_chunk(
     opened: list[str] = []
     stop_at = 6
 
-    def watched(path: Path) -> Image.Image:
+    def watched(path: Path, size: int) -> Image.Image:
         if len(opened) == stop_at:
             raise KeyboardInterrupt
         opened.append(path.name)
-        return open_image(path)
+        return open_square(path, size)
 
-    monkeypatch.setattr(folders, "open_image", watched)
+    monkeypatch.setattr(folders, "open_square", watched)
     with pytest.raises(KeyboardInterrupt):
         read_folder(tmp_path / "many", 8, store)
     opened.clear()
