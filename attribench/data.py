@@ -14,6 +14,9 @@ from torch import Tensor
 
 from attribench.errors import DataError
 
+#: Bytes of pixels that are looked at together when a set is hashed: sets may be larger than memory.
+_HASHED_BYTES = 2**24
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """Scale uint8 images to float32 in [-1, 1], the range every diffusion model and method here works in."""
@@ -70,7 +73,8 @@ class ImageSet:
     def content_hash(self) -> str:
         """SHA-256 over shape, pixels, ids and labels: what enters artifact specifications."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
+        for part in self.images.split(max(1, _HASHED_BYTES // max(1, self.images[:1].numel()))):
+            digest.update(part.numpy().ravel())  # a view, or a copy where channels are repeated
         digest.update("\x1f".join(self.ids).encode())
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())

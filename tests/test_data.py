@@ -1,6 +1,15 @@
+from __future__ import annotations
+
+import hashlib
+import struct
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from attribench import data
 from attribench.data import AttributionDataModule, ImageSet, to_unit_range
 from attribench.errors import DataError
 
@@ -27,6 +36,41 @@ def test_the_content_hash_changes_with_pixels_ids_labels_and_shape() -> None:
     hashes = {base.content_hash, *(other.content_hash for other in others)}
     assert len(hashes) == 6
     assert base.content_hash == ImageSet(images(), ("a", "b", "c"), torch.tensor([0, 1, 0])).content_hash
+
+
+def reference_hash(images: ImageSet) -> str:
+    """Everything at once, as the first version of the hash was made."""
+    digest = hashlib.sha256(repr(tuple(images.images.shape)).encode())
+    digest.update(bytes(images.images.flatten().tolist()))
+    digest.update("\x1f".join(images.ids).encode())
+    if images.labels is not None:
+        digest.update(struct.pack(f"<{len(images)}q", *images.labels.tolist()))
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("slice_size", [1, 16, 100, 2**24])
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, 1, 2, 0, 5])])
+def test_hashing_in_slices_gives_the_same_hash(
+    slice_size: int, labels: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_HASHED_BYTES", slice_size)
+    plain = torch.randint(0, 256, (5, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for pixels in (plain, plain.expand(-1, 3, -1, -1), plain.flip(3), plain.transpose(2, 3)):
+        made = ImageSet(pixels, tuple("abcde"), labels)
+        assert made.content_hash == reference_hash(made)
+    assert ImageSet(plain[:0], ()).content_hash == reference_hash(ImageSet(plain[:0], ()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hashing_a_mapped_set_takes_a_slice_of_memory(tmp_path: Path, channels: int) -> None:
+    np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(64, 1, 1024, 1024)).flush()
+    mapped = torch.from_numpy(np.load(tmp_path / "a.npy", mmap_mode="c")).expand(-1, channels, -1, -1)
+    made = ImageSet(mapped, tuple(str(number) for number in range(64)))
+    tracemalloc.start()
+    _ = made.content_hash
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25  # of 64 MiB, or 192 where the grey channel is repeated
 
 
 def test_select_keeps_images_ids_and_labels_together() -> None:
