@@ -19,6 +19,7 @@ from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import UsageError
 from attribench.explanation import Explained, Explanation, explained
 from attribench.folders import Folder, read_folder, same_channels
+from attribench.image_files import some
 from attribench.images import Channels
 from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
 from attribench.progress import Progress
@@ -74,7 +75,8 @@ class Attributed:
         train: the train images.
         queries: the images explained.
         rankings: of each query, its strongest train images.
-        skipped: files left out, with the reason, of both folders.
+        skipped: pictures left out, with the reason, of both folders.
+        others: files that are no pictures, of both folders.
     """
 
     method: str
@@ -83,6 +85,7 @@ class Attributed:
     queries: ImageSet
     rankings: list[Ranking]
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,7 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
         queries.images,
         rankings,
         {"train": train.skipped, "queries": queries.skipped},
+        {"train": train.others, "queries": queries.others},
     )
     write(result, request)
     return result
@@ -176,6 +180,8 @@ def _read(folder: Path, request: Request, store: ArtifactStore, progress: Progre
     found = read_folder(folder, request.image_size, store, channels=request.channels, progress=progress)
     for name, reason in found.skipped.items():
         progress.message(f"Skipped {folder / name}: {reason}.")
+    if found.others:
+        progress.message(f"Passed over in {folder}, no pictures: {len(found.others)} ({some(found.others)}).")
     return found
 
 

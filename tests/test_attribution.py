@@ -135,6 +135,7 @@ def test_odd_files_are_left_out_by_name(folder: Path, capsys: pytest.CaptureFixt
         assert name in captured.err
         assert f"train/{name}" in page
     assert "4 files were left out" in captured.out
+    assert f"Passed over in {folder / 'train'}, no pictures: 1 (notes.txt)." in captured.err
 
 
 @pytest.mark.parametrize(
