@@ -8,6 +8,7 @@ from pathlib import Path
 from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
 from attribench.errors import UsageError
 from attribench.images import Channels
+from attribench.outputs import writable_folder
 
 
 def attribute(arguments: list[str]) -> int:
@@ -58,6 +59,7 @@ def attribute(arguments: list[str]) -> int:
         Path(options.train), Path(options.queries), Path(options.out), options.top, options.image_size, channels,
         options.heat_maps,
     )  # fmt: skip
+    writable_folder("--out", request.out)
     result = compute(request, config, runtime_of(options), terminal_progress())
     print(f"{len(result.queries)} queries, {len(result.train)} train images, ranked by {result.method}:")
     for name in ("scores.parquet", "report.html"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attribench.commands.parsing import new_parser, parse
 from attribench.errors import UsageError, nearest
+from attribench.outputs import writable_file, writable_folder
 
 if TYPE_CHECKING:
     from attribench.record_files import MethodRecord
@@ -127,6 +128,7 @@ def figures(arguments: list[str]) -> int:
     drawings = list(Collection(Path(options.results), options.dataset, options.preset).drawings())
     if not drawings:
         raise UsageError(f"There is nothing to draw in {options.results}: run attribench run first.")
+    writable_folder("--out", out)
     for drawing in terminal_progress().track(drawings, "drawing"):
         figure = drawing.draw()
         if figure is not None:
@@ -155,6 +157,7 @@ def report(arguments: list[str]) -> int:
     collection = Collection(results, options.dataset, options.preset)
     if not (collection.boards or collection.counterfactuals or collection.sweeps):
         raise UsageError(f"There are no records in {options.results} to report: run attribench run first.")
+    writable_file("--out", out)
     atomic_write(out, report_page(collection, out).encode())
     print(out)
     return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from attribench.commands.parsing import add_protocol_option, configured, new_parser, runtime_of
 from attribench.errors import UsageError
+from attribench.outputs import writable_folder
 
 
 def run(arguments: list[str]) -> int:
@@ -23,16 +22,17 @@ def run(arguments: list[str]) -> int:
     from attribench.reporting.formats import render
     from attribench.reporting.tables import leaderboards
 
+    results = writable_folder("--results", options.results)
     outcome = benchmark.run(
         config,
         runtime_of(options),
-        Path(options.results),
+        results,
         terminal_progress(),
         protocol=options.protocol,
         tuned=options.tuned,
     )
     if outcome.records:
-        print(render(leaderboards(outcome.records, Path(options.results)), "terminal").rstrip())
+        print(render(leaderboards(outcome.records, results), "terminal").rstrip())
     for name, reason in {**outcome.skipped, **broken}.items():
         print(f"{name} was skipped: {reason}")
     return 0 if outcome.records else 1
@@ -50,10 +50,9 @@ def tune(arguments: list[str]) -> int:
     from attribench import tuning
     from attribench.progress import terminal_progress
 
+    results = writable_folder("--results", options.results)
     for method in config.methods:
-        choice, path = tuning.tune(
-            config, method, runtime_of(options), Path(options.results), options.protocol, terminal_progress()
-        )
+        choice, path = tuning.tune(config, method, runtime_of(options), results, options.protocol, terminal_progress())
         tried = f"best of {len(choice.trials)} tried, LDS×100 {100 * choice.lds:.1f} on the choosing data"
         print(f"{method.name}: {tried}: {choice.tuned_on}\n  {choice.options}\n  filed in {path}")
     return 0
@@ -121,7 +120,8 @@ def counterfactual(arguments: list[str]) -> int:
     from attribench.reporting.formats import render
 
     clip = Clip(options.clip_model, options.clip_pretrained, options.clip_checkpoint)
-    outcome = evaluate(config, runtime_of(options), Path(options.results), terminal_progress(), clip)
+    results = writable_folder("--results", options.results)
+    outcome = evaluate(config, runtime_of(options), results, terminal_progress(), clip)
     print(render(counterfactual_tables(outcome.records), "terminal").rstrip())
     for name, reason in {**outcome.skipped, **broken}.items():
         print(f"{name} was skipped: {reason}")
@@ -146,9 +146,9 @@ def sweep(arguments: list[str]) -> int:
     from attribench.sweep import sweep as measure
 
     series = Axis.parse(options.series) if options.series else None
-    record, path = measure(
-        config, runtime_of(options), Path(options.results), terminal_progress(), Axis.parse(options.vary), series
-    )
+    vary = Axis.parse(options.vary)
+    results = writable_folder("--results", options.results)
+    record, path = measure(config, runtime_of(options), results, terminal_progress(), vary, series)
     for point in record.points:
         name = f"{record.vary}={point.value}" + (f", {record.series_option}={point.series}" if series else "")
         found = {query_set: point.results[query_set] for query_set in QUERY_SETS}
@@ -176,9 +176,8 @@ def explain(arguments: list[str]) -> int:
 
     from attribench.explanation import explain_query
 
-    shown, paths = explain_query(
-        config, runtime_of(options), options.query_set, options.query, options.top, Path(options.out)
-    )
+    out = writable_folder("--out", options.out)
+    shown, paths = explain_query(config, runtime_of(options), options.query_set, options.query, options.top, out)
     for item in shown.images:
         print(f"{item.rank:>3}. {item.image_id}  score {item.score:.6g}  (map {item.evidence.query_map.sum():.6g})")
     for path in paths:

@@ -1,0 +1,47 @@
+"""Where a command writes, looked at before it works: hours must not end at a folder that cannot be written to."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from attribench.errors import AttribenchError, UsageError
+
+
+def writable_folder(option: str, folder: str | Path) -> Path:
+    """The folder as a path, made with its parents if it is missing, after a file was written there and removed.
+
+    Args:
+        option: what a message calls it, as ``--out``.
+        folder: what was passed.
+
+    Raises:
+        UsageError: it is a file, or lies below one.
+        AttribenchError: nothing can be written into it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".attribench-"):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), path)
+        raise UsageError(f"{option} {path} must be a folder, and {there} is a file: name another folder.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AttribenchError(f"{option} {path} cannot be written to ({reason}): name another folder.") from error
+    return path
+
+
+def writable_file(option: str, file: str | Path) -> Path:
+    """The file as a path, after its folder was looked at like :func:`writable_folder`.
+
+    Raises:
+        UsageError: it is a folder, or lies below a file.
+        AttribenchError: nothing can be written into its folder.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder: name a file.")
+    writable_folder(option, path.parent)
+    return path
