@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -70,7 +71,7 @@ def _terminal(table: Table) -> str:
     from rich.text import Text
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=120, highlight=False)
+    console = Console(file=buffer, width=120, highlight=False, markup=False, emoji=False)  # names are shown as they are
     rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     shown = [(index, column) for index, column in enumerate(table.columns) if column.place == "own"]
     below = {index - 1: index for index, column in enumerate(table.columns) if column.place == "below"}
@@ -88,26 +89,36 @@ def _terminal(table: Table) -> str:
         if number in table.rules:
             rich_table.add_section()
         rich_table.add_row(*cells)
-    console.print(table.title, markup=False)
+    console.print(table.title)
     console.print(rich_table)
     for note in table.notes:
-        console.print(note, markup=False)
+        console.print(note)
     for index, column in enumerate(table.columns):
         if column.place == "note":
             said = [f"{row[0]}: {row[index]}" for row in table.rows if row[index] not in ("", MISSING, NOTHING)]
-            console.print(f"{column.name.capitalize()}: {'; '.join(said) or NOTHING}.", markup=False)
+            console.print(f"{column.name.capitalize()}: {'; '.join(said) or NOTHING}.")
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
+#: What means something in Markdown, on GitHub ``$`` too: an underscore at a word's edge, the middle of ``[text](link)``, and
+#: these wherever they stand.
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*|<~$&#]|(?<![^\W_])_|_(?![^\W_])|\](?=\()")
+
+
+def markdown_escape(text: str) -> str:
+    """Plain text as Markdown, on one line."""
+    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def _markdown(table: Table) -> str:
-    lines = [f"**{table.title}**", ""]
-    lines.append("| " + " | ".join(table.header) + " |")
+    lines = [f"**{markdown_escape(table.title)}**", ""]
+    lines.append("| " + " | ".join(markdown_escape(name) for name in table.header) + " |")
     lines.append("|" + "---|" * len(table.header))
     for number, row in enumerate(table.rows):
-        cells = [cell.replace("|", "\\|") for cell in row]
+        cells = [markdown_escape(cell) for cell in row]
         cells = [f"**{cell}**" if (number, index) in table.bold else cell for index, cell in enumerate(cells)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *[f"{note}\n" for note in table.notes]])
+    return "\n".join([*lines, "", *[f"{markdown_escape(note)}\n" for note in table.notes]])
 
 
 _LATEX_ESCAPES = {
@@ -121,14 +132,21 @@ _LATEX_ESCAPES = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "×": r"$\times$",
     "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "−": "$-$",
     "—": "---",
 }
+_NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
 
 
 def latex_escape(text: str) -> str:
-    """Plain text as LaTeX."""
+    """Plain text as LaTeX, on one line; the hyphen of a negative number becomes a minus."""
+    text = _NEGATIVE.sub("−", " ".join(text.split()))
     return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
 
 
@@ -155,7 +173,9 @@ def _latex(table: Table) -> str:
     for number, row in enumerate(table.rows):
         if number in table.rules:
             lines.append(r"\midrule")
-        lines.append(" & ".join(cell(number, index) for index in range(len(row))) + r" \\")
+        line = " & ".join(cell(number, index) for index in range(len(row))) + r" \\"
+        # After the end of a row, or a rule, LaTeX takes a bracket or a star for an argument.
+        lines.append("{}" + line if line.startswith(("[", "*")) else line)
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 

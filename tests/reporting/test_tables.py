@@ -4,9 +4,10 @@ import csv
 import io
 
 import pytest
+from markdown_it import MarkdownIt
 from sample_records import sample_record, sample_result
 
-from attribench.reporting.formats import FORMATS, render
+from attribench.reporting.formats import FORMATS, Column, Table, render
 from attribench.reporting.tables import leaderboards
 
 
@@ -65,3 +66,41 @@ def test_every_format_shows_every_cell(style: str) -> None:
     if style == "latex":
         assert r"pixel\_x\&y" in text
         assert r"\toprule" in text
+
+
+#: Names that mean something else somewhere: to TeX, Markdown, HTML, or rich's markup and its emoji.
+NAMES = ["price $5 & $6", "100%_#1{~^\\}", "[bold]x[/bold]", "[/x]", ":smile: *a* _b_", "`code` __init__ a|b", "<b>&amp;</b>",
+         "[text](link)", "*", "\\", "two  lines\nof it"]  # fmt: skip
+
+
+def named(name: str) -> list[Table]:
+    return [Table(name, [f"Note of {name}"], [Column(name)], [[name], [name]], bold=frozenset({(1, 0)}))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_come_through_markdown_as_they_are(name: str) -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse(render(named(name), "markdown"))
+    texts = ["".join(part.content for part in token.children or []) for token in tokens if token.type == "inline"]
+    plain = " ".join(name.split())
+    assert texts == [plain, plain, plain, plain, f"Note of {plain}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_come_through_a_terminal_and_csv_as_they_are(name: str) -> None:
+    assert [row[name] for row in csv.DictReader(io.StringIO(render(named(name), "csv")))] == [name, name]
+    shown = render(named(name), "terminal").splitlines()
+    for line in name.splitlines():
+        assert sum(line in other for other in shown) >= 4  # in the title, two rows, and the note
+
+
+def test_names_come_through_latex() -> None:
+    rows = [["50% & $5_#"], ["{~^\\}"], ["<a|b>"], ["[x] -1.5"], ["* 2026-01-01"], ["two\n\nlines"]]
+    text = render([Table("t", [], [Column("c")], rows)], "latex")
+    assert text.split("\\midrule\n")[1].split("\n\\bottomrule")[0].splitlines() == [
+        r"50\% \& \$5\_\# \\",
+        r"\{\textasciitilde{}\textasciicircum{}\textbackslash{}\} \\",
+        r"\textless{}a\textbar{}b\textgreater{} \\",
+        r"{}[x] $-$1.5 \\",
+        r"{}* 2026-01-01 \\",
+        r"two lines \\",
+    ]
