@@ -22,7 +22,7 @@ class PublishedMethod:
     Attributes:
         name: what the paper calls it.
         row: what our tables call it.
-        results: by data set: one text a query set, in the order of ``QUERY_SETS``.
+        results: by data set: one text a query set, in the order of ``QUERY_SETS``; minus signs are hyphens, as in our numbers.
     """
 
     name: str
@@ -36,7 +36,8 @@ def published() -> tuple[str, list[PublishedMethod]]:
     content = yaml.safe_load(text)
     methods = []
     for entry in content["methods"]:
-        results = {key: [str(value) for value in values] for key, values in entry.items() if key not in ("name", "row")}
+        cells = {key: values for key, values in entry.items() if key not in ("name", "row")}
+        results = {dataset: [str(value).replace("−", "-") for value in values] for dataset, values in cells.items()}
         methods.append(PublishedMethod(entry["name"], entry["row"], results))
     return content["source"], methods
 

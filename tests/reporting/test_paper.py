@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sample_records import sample_record, sample_result
 from sample_results import write_results
 
 from attribench.cli import main
 from attribench.records import load_records
 from attribench.reporting.boards import boards
+from attribench.reporting.formats import render
 from attribench.reporting.paper import paper_tables, published
+
+#: What the authors of D-TRAK published of their own evaluation, a table beside the repository.
+EVALUATION = Path(__file__).parents[2].parent / "shared" / "published" / "dtrak_table.md"
+#: Cells of CIFAR-10's generated queries in which the paper's Table 1 and that evaluation disagree.
+DISPUTED = {"gradient-dot", "gradient-cosine", "tracincp", "gas"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,54 @@ def test_every_published_row_is_complete() -> None:
     for method in methods:
         assert set(method.results) == {"cifar2", "cifar10", "celeba"}
         for cells in method.results.values():
-            assert [len(cell.split(" ± ")) for cell in cells] == [2, 2]
+            for cell in cells:
+                assert re.fullmatch(r"-?\d+\.\d\d ± \d\.\d\d", cell), (
+                    "a mean and its deviation, the minus as in our own numbers"
+                )
+
+
+def test_raw_pixels_are_anti_correlated_on_generated_faces() -> None:
+    rows = {method.row: method.results["celeba"][1] for method in published()[1]}
+    assert (rows["pixel-dot"], rows["pixel-cosine"]) == ("-4.94 ± 1.58", "-4.39 ± 1.63")
+
+
+@pytest.mark.skipif(not EVALUATION.is_file(), reason="needs the table of D-TRAK's evaluation beside the repository")
+def test_published_cells_are_those_of_the_evaluation() -> None:
+    text = EVALUATION.read_text("utf-8").replace("±", " ± ")
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line]
+    rows = {name: [cell.split(" / ") for cell in cells[:3]] for name, *cells in lines if len(cells) == 5}
+    rows["NDA"] = re.findall(r"(\S+ ± \S+) / (\d+\.\d+ ± \d+\.\d+)", text.split("NDA's rows")[1].split("|")[0])
+    compared = 0
+    for method in published()[1]:
+        name = method.name.replace("(dot)", "dot").replace("(cosine)", "cos")
+        expected = dict(
+            zip(("cifar2", "cifar10", "celeba"), rows[name if name in rows else f"{name} K10"], strict=True)
+        )
+        for dataset, cells in method.results.items():
+            for number, cell in enumerate(cells):
+                if (dataset, number) == ("cifar10", 1) and method.row in DISPUTED:
+                    continue
+                assert cell == expected[dataset][number], (method.name, dataset)
+                compared += 1
+    assert compared == 11 * 6 - len(DISPUTED)
+
+
+@pytest.mark.parametrize("minus", ["-", "−"])
+def test_a_negative_number_is_one_in_every_format(minus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "published.yaml").write_text(
+        f"source: a paper\nmethods:\n  - {{name: NDA, row: nda, digits: [{minus}4.94 ± 1.58, 1.00 ± 0.10]}}\n", "utf-8"
+    )
+    monkeypatch.setattr("attribench.reporting.paper.resources", SimpleNamespace(files=lambda package: tmp_path))
+    tables = paper_tables(boards([sample_record(results={"validation": sample_result(-0.5)})]), with_published=True)
+    for style, ours, theirs in (
+        ("terminal", "-51.0 ± 2.0", "-4.94 ± 1.58"),
+        ("markdown", "| -51.0 ± 2.0 |", "| -4.94 ± 1.58 |"),
+        ("csv", ",-51.0 ± 2.0,", ",-4.94 ± 1.58,"),
+        ("latex", r"& $-$51.0 $\pm$ 2.0 &", r"& $-$4.94 $\pm$ 1.58 &"),
+    ):
+        text = render(tables, style)  # type: ignore[arg-type]
+        assert ours in text
+        assert theirs in text
 
 
 @pytest.mark.parametrize(
