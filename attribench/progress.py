@@ -80,7 +80,7 @@ class BarProgress(Progress):
                 return Text(format_rate(task.speed, task.fields["unit"]))
 
         self._bars = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
@@ -108,7 +108,7 @@ class BarProgress(Progress):
                 self._bars.stop()
 
     def message(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, markup=False)
+        self._bars.console.print(text, highlight=False, markup=False, emoji=False)
 
 
 class _LineTask:

@@ -37,3 +37,15 @@ def test_bars_open_and_close() -> None:
     with progress.task("outer", 2) as outer, progress.task("inner", 3, "pairs") as inner:
         outer.advance()
         inner.advance(3)
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich: bars are drawn
+    monkeypatch.setenv("COLUMNS", "200")
+    progress = BarProgress()
+    with progress.task("nda[/x] :smile:", 2) as task:
+        progress.message("[top_k=5] :smile:")
+        task.advance()
+    shown = capsys.readouterr().err
+    assert "nda[/x] :smile:" in shown
+    assert "[top_k=5] :smile:" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -121,7 +122,7 @@ def figures(arguments: list[str]) -> int:
         _check_choice("formats", name, FORMATS)
 
     from attribench.progress import terminal_progress
-    from attribench.reporting.collection import Collection
+    from attribench.reporting.collection import Collection, Draughtsman
     from attribench.reporting.style import save
 
     out = Path(options.out) if options.out else Path(options.results) / "figures"
@@ -129,11 +130,11 @@ def figures(arguments: list[str]) -> int:
     if not drawings:
         raise UsageError(f"There is nothing to draw in {options.results}: run attribench run first.")
     writable_folder("--out", out)
+    draughtsman = Draughtsman()
     for drawing in terminal_progress().track(drawings, "drawing"):
-        figure = drawing.draw()
-        if figure is not None:
-            for path in save(figure, out / drawing.name, formats):
-                print(path)
+        for path in draughtsman.draw(drawing, partial(save, stem=out / drawing.name, formats=formats)) or []:
+            print(path)
+    draughtsman.check()
     return 0
 
 
@@ -149,7 +150,7 @@ def report(arguments: list[str]) -> int:
         return 0
 
     from attribench.artifacts import atomic_write
-    from attribench.reporting.collection import Collection
+    from attribench.reporting.collection import Collection, Draughtsman
     from attribench.reporting.page import report_page
 
     results = Path(options.results)
@@ -158,6 +159,8 @@ def report(arguments: list[str]) -> int:
     if not (collection.boards or collection.counterfactuals or collection.sweeps):
         raise UsageError(f"There are no records in {options.results} to report: run attribench run first.")
     writable_file("--out", out)
-    atomic_write(out, report_page(collection, out).encode())
+    draughtsman = Draughtsman()
+    atomic_write(out, report_page(collection, out, draughtsman).encode())
     print(out)
+    draughtsman.check()
     return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from attribench.counterfactual.record import CounterfactualRecord, groups, load_counterfactuals
+from attribench.errors import AttribenchError
 from attribench.gallery import Gallery
 from attribench.record_files import MethodRecord, load_attachment
 from attribench.records import load_records
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R", bound=MethodRecord)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,36 @@ class Drawing:
     name: str
     caption: str
     draw: Callable[[], Figure | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Draughtsman:
+    """Draws figure after figure; one that cannot be drawn is remembered and does not keep the others from being drawn."""
+
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def draw(self, drawing: Drawing, use: Callable[[Figure], T]) -> T | None:
+        """What ``use`` makes of the figure, a file say; None where there is nothing to draw, or it could not be done."""
+        try:
+            figure = drawing.draw()
+            return None if figure is None else use(figure)
+        except Exception as error:
+            self.failed[drawing.name] = error
+            return None
+
+    def check(self) -> None:
+        """Tell what could not be drawn, once all the others are.
+
+        Raises:
+            AttribenchError: something; the message names figures and says why.
+        """
+        if not self.failed:
+            return
+        said = [f"{name} ({type(error).__name__}: {error})" for name, error in self.failed.items()]
+        more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+        raise AttribenchError(f"All figures were drawn but {len(said)}: {'; '.join(said[:3])}{more}.") from next(
+            iter(self.failed.values())
+        )
 
 
 @dataclass(frozen=True, eq=False)

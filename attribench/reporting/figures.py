@@ -18,6 +18,7 @@ from attribench.sweep import SweepRecord, numeric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _LOOKS_AT = {"DATA": "data alone", "MODEL": "the model", "CHECKPOINTS": "checkpoints"}
@@ -73,11 +74,24 @@ def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
             )  # fmt: skip
             points[record.method] = (seconds, 100 * result.lds)
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         _name_at_the_side(axes, points)
         axes.set(xlabel="seconds a query, preparation included", ylabel=f"LDS × 100, {query_set} queries")
         _access_legend(figure, board.records)
         figure.suptitle(_title(board.first), fontsize=9)
     return figure
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis as ``0.001``: matplotlib's own powers of ten are TeX, which is off."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""  # it knows which ticks have room for a label
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def _name_at_the_side(axes: Axes, points: dict[str, tuple[float, float]]) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +21,8 @@ from torch import Tensor
 
 from attribench import __version__
 from attribench.explanation import to_rgb
+from attribench.record_files import MethodRecord
+from attribench.reporting.collection import Draughtsman, Drawing
 from attribench.reporting.style import styled
 
 if TYPE_CHECKING:
@@ -29,6 +37,42 @@ class Picture:
     width: int
     height: int
     caption: str
+
+
+class PageParts:
+    """What the sections of a page share: links to records, figures, and identities that no two sections have.
+
+    Args:
+        results: the folder of the records.
+        out: where the page will be.
+        draughtsman: draws the figures.
+    """
+
+    def __init__(self, results: Path, out: Path, draughtsman: Draughtsman) -> None:
+        self._results, self._folder = results.resolve(), out.resolve().parent
+        self._draughtsman = draughtsman
+        self._identities: set[str] = set()
+
+    def link(self, record: MethodRecord) -> dict[str, str]:
+        """The address of a record's file, relative to the page, and the file's name."""
+        path = Path(os.path.relpath(self._results / record.path, self._folder))
+        return {"link": quote(os.fsencode(path.as_posix()), safe="/+,="), "file": record.path.name}
+
+    def drawn(self, drawings: Iterable[Drawing]) -> list[Picture]:
+        """The figures that can be drawn, with their captions."""
+        found = (
+            self._draughtsman.draw(drawing, partial(figure_picture, caption=drawing.caption)) for drawing in drawings
+        )
+        return [picture for picture in found if picture is not None]
+
+    def identity(self, text: str) -> str:
+        """``text`` as an HTML id, with a number behind it where it, or one too like it, was asked for before."""
+        name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+        number, found = 1, name
+        while found in self._identities:
+            number, found = number + 1, f"{name}-{number + 1}"
+        self._identities.add(found)
+        return found
 
 
 def render_page(template: str, **values: Any) -> str:

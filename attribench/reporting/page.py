@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from attribench.reporting.boards import Board, row_mean
 from attribench.reporting.collection import (
     Collection,
     CounterfactualGroup,
-    Drawing,
+    Draughtsman,
     board_drawings,
     counterfactual_drawings,
     folder,
@@ -25,7 +23,7 @@ from attribench.reporting.collection import (
 )
 from attribench.reporting.counterfactuals import counterfactual_tables, row_label
 from attribench.reporting.formats import NOTHING, Table
-from attribench.reporting.html import Picture, figure_picture, image_uri, render_page
+from attribench.reporting.html import PageParts, image_uri, render_page
 from attribench.reporting.tables import ACCESS, CEILING, leaderboard, notes, preset_notes
 from attribench.settings import QUERY_SETS
 from attribench.sweep import SweepRecord
@@ -47,21 +45,22 @@ class _Setting:
         return self.sweeps[0] if self.sweeps else self.counterfactuals[0].records[0]
 
 
-def report_page(collection: Collection, out: Path) -> str:
+def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> str:
     """The page.
 
     Args:
         collection: what to show.
         out: where the page will be; links to records are relative to it.
+        draughtsman: draws its figures; the page is without those that cannot be drawn.
     """
-    linker = _Linker(collection.results, out)
+    parts = PageParts(collection.results, out, draughtsman)
     # A method that has a record in one setting and none in another is missing there.
     methods = list(dict.fromkeys(record.method for board in collection.boards for record in board.records))
     sections = []
     for setting in _settings(collection):
-        sections.append(_section(setting, setting.boards[0] if setting.boards else None, methods, linker))
+        sections.append(_section(setting, setting.boards[0] if setting.boards else None, methods, parts))
         for board in setting.boards[1:]:
-            sections.append(_section(_Setting([board]), board, methods, linker))
+            sections.append(_section(_Setting([board]), board, methods, parts))
     sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
     datasets = list(dict.fromkeys(section["dataset"] for section in sections))
     return render_page("report.html.j2", datasets=datasets, sections=sections)
@@ -78,23 +77,12 @@ def _settings(collection: Collection) -> list[_Setting]:
     return list(found.values())
 
 
-class _Linker:
-    """Links from the page to records."""
-
-    def __init__(self, results: Path, out: Path) -> None:
-        self._results, self._folder = results.resolve(), out.resolve().parent
-
-    def to(self, record: MethodRecord) -> dict[str, str]:
-        path = os.path.relpath(self._results / record.path, self._folder)
-        return {"link": Path(path).as_posix().replace("[", "%5B").replace("]", "%5D"), "file": record.path.name}
-
-
-def _section(setting: _Setting, board: Board | None, methods: Sequence[str], linker: _Linker) -> dict[str, Any]:
+def _section(setting: _Setting, board: Board | None, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
     first = setting.first
     name = first.title.partition(", ")[2]
     if board and board.first.protocol == "strict":
         name += ", strict protocol"
-    identity = re.sub(r"[^a-z0-9]+", "-", f"{first.dataset}-{name}".lower()).strip("-")
+    identity = parts.identity(f"{first.dataset}-{name}")
     truth = first.settings.get("ground_truth", {})
     section: dict[str, Any] = {
         "id": identity,
@@ -109,29 +97,24 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], lin
         "ceiling": [],
         "figures": [],
         "galleries": [],
-        "sweeps": _drawn([sweep_drawing(sweep) for sweep in setting.sweeps]),
-        "counterfactuals": [_counterfactual(group, linker) for group in setting.counterfactuals],
+        "sweeps": parts.drawn([sweep_drawing(sweep) for sweep in setting.sweeps]),
+        "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
         "details": _details(first, board),
     }
     if board:
         drawings = [drawing for drawing in board_drawings(board) if "/gallery-" not in drawing.name]
-        section.update(_leaderboard(board, methods, linker))
-        section["figures"] = _drawn(drawings)
+        section.update(_leaderboard(board, methods, parts))
+        section["figures"] = parts.drawn(drawings)
         section["galleries"] = [_gallery(board, name, identity) for name in QUERY_SETS if gallery_size(board, name)]
     return section
 
 
-def _drawn(drawings: Iterable[Drawing]) -> list[Picture]:
-    found = ((drawing, drawing.draw()) for drawing in drawings)
-    return [figure_picture(figure, drawing.caption) for drawing, figure in found if figure is not None]
-
-
-def _leaderboard(board: Board, methods: Sequence[str], linker: _Linker) -> dict[str, Any]:
+def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
     results = [result for record in board.records for result in record.results.values()]
     low = min([0.0, *(100 * result.interval.low for result in results)])
     high = max([1.0, *(100 * result.interval.high for result in results)])
     here = {record.method for record in board.records}
-    rows = [_row(record, board, low, high, linker) for record in board.records]
+    rows = [_row(record, board, low, high, parts) for record in board.records]
     rows += [
         {"method": name, "missing": True, "validation": None, "generation": None, "mean": ""}
         for name in methods
@@ -147,7 +130,7 @@ def _leaderboard(board: Board, methods: Sequence[str], linker: _Linker) -> dict[
     }
 
 
-def _row(record: Record, board: Board, low: float, high: float, linker: _Linker) -> dict[str, Any]:
+def _row(record: Record, board: Board, low: float, high: float, parts: PageParts) -> dict[str, Any]:
     cost, mean = record.cost, row_mean(record)
     costs = [
         (cost.prepare_seconds, f"{cost.prepare_seconds:.2f}"),
@@ -165,7 +148,7 @@ def _row(record: Record, board: Board, low: float, high: float, linker: _Linker)
         "looks_at": ACCESS[record.access],
         "cost": [{"value": repr(float(value)), "text": text} for value, text in costs],
         "tuned_on": record.tuned_on or NOTHING,
-        **linker.to(record),
+        **parts.link(record),
     }
 
 
@@ -195,11 +178,11 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
     }
 
 
-def _counterfactual(group: CounterfactualGroup, linker: _Linker) -> dict[str, Any]:
+def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, Any]:
     (table,) = counterfactual_tables(group.records)
     names = {row_label(record): record for record in group.records}
-    rows = [{"cells": _cells(table, number), **linker.to(names[row[0]])} for number, row in enumerate(table.rows)]
-    return {"table": table, "rows": rows, "figures": _drawn(counterfactual_drawings(group))}
+    rows = [{"cells": _cells(table, number), **parts.link(names[row[0]])} for number, row in enumerate(table.rows)]
+    return {"table": table, "rows": rows, "figures": parts.drawn(counterfactual_drawings(group))}
 
 
 def _cells(table: Table, number: int) -> list[Any]:

@@ -34,6 +34,9 @@ _SETTINGS: Any = {
     "svg.hashsalt": "attribench",
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
+    # Names of files, labels and methods are no TeX: "$" is a dollar.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 

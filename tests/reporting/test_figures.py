@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from sample_results import METHODS, write_results
+from sample_records import sample_record
+from sample_results import METHODS, counterfactual, sweep, write_results
 
 from attribench.cli import main
 from attribench.counterfactual.record import groups, load_counterfactuals
-from attribench.records import Record, load_records
+from attribench.record_files import save_file
+from attribench.records import Record, load_records, save_record
 from attribench.reporting import figures
 from attribench.reporting.boards import boards
 from attribench.reporting.collection import Collection
+from attribench.reporting.style import styled
 from attribench.sweep import load_sweeps
 
 
@@ -108,6 +111,58 @@ def test_boxes_are_of_the_queries_means(results: Path) -> None:
         if len(set(line.get_xdata())) == 1 and line.get_linewidth() > 1.2
     )
     np.testing.assert_allclose(drawn, medians)
+
+
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers(results: Path) -> None:
+    board = next(board for board in boards(load(results), results) if board.first.preset == "small")
+    figure = figures.cost_against_lds(board)
+    figure.axes[0].set_xlim(2e-4, 3e3)
+    with styled():
+        figure.draw_without_rendering()
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert {"0.001", "1", "1000"} <= set(shown)
+    figure.axes[0].set_xlim(2.5, 4.5)  # no power of ten inside: the ticks between have the labels
+    with styled():
+        figure.draw_without_rendering()
+    assert "3" in [label.get_text() for label in figure.axes[0].get_xticklabels(minor=True)]
+
+
+#: As mathematics the first has no end of a fraction, the second one dollar too many, and the third would lose its dollars.
+DOLLARS = (r"$\frac{$", "pay $5 or $", "$x$")
+
+
+def test_dollars_in_names_are_dollars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in DOLLARS:
+        save_record(sample_record(method=name, dataset=DOLLARS[0]), tmp_path)
+    save_file(sweep().model_copy(update={"method": DOLLARS[1]}), tmp_path)
+    save_file(*counterfactual(DOLLARS[2], 1.0, tmp_path))
+    (board,) = boards(load(tmp_path))
+    shown = {text.get_text() for text in figures.lds_by_method(board).findobj(Text) if isinstance(text, Text)}
+    assert set(DOLLARS) <= shown
+    assert main(["figures", "--results", str(tmp_path), "--out", str(tmp_path / "figures"), "--formats", "svg"]) == 0
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert "could not be drawn" not in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr("attribench.reporting.figures.lds_by_method", fail)
+    arguments = ["--results", str(results), "--dataset", "digits", "--preset", "small"]
+    assert main(["figures", *arguments, "--out", str(tmp_path), "--formats", "svg"]) == 1
+    error = capsys.readouterr().err
+    assert "digits/small/lds (ValueError: no such colour)" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "digits" / "small" / "lds.svg").exists()
+    assert (tmp_path / "digits" / "small" / "counterfactual.svg").exists()
+    page = tmp_path / "page.html"
+    assert main(["report", *arguments, "--out", str(page)]) == 1
+    assert "digits/small/lds" in capsys.readouterr().err
+    assert "Cost against LDS" in page.read_text("utf-8")
+    assert "LDS of every method with its" not in page.read_text("utf-8")
 
 
 def load(results: Path) -> list[Record]:

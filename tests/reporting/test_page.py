@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from sample_records import sample_record
 from sample_results import write_results
 
 from attribench.cli import main
+from attribench.records import save_record
 
 
 @pytest.fixture
@@ -46,6 +50,28 @@ def test_what_it_says(results: Path) -> None:
 def test_links_lead_to_records_wherever_the_page_is(results: Path, tmp_path: Path) -> None:
     page = report(results, tmp_path / "elsewhere" / "page.html")
     assert 'href="../results/records/digits/small/nda.json"' in page
+
+
+def test_links_lead_to_records_in_a_folder_with_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "results #1, 50%25?"
+    save_record(sample_record(), folder)
+    page = report(folder, tmp_path / "page.html")
+    (link,) = re.findall(r'href="([^"#]+\.json)"', page)
+    assert (tmp_path / unquote(link)).is_file()
+    assert "#" not in link
+    assert "?" not in link
+
+
+def test_sections_whose_names_differ_in_other_letters_have_identities_of_their_own(tmp_path: Path) -> None:
+    for number, label in enumerate(("猫", "犬", "my data", "my_data")):
+        save_record(sample_record(dataset=label, preset=f"p{number // 2}", setting_hash=label), tmp_path / str(number))
+        (file,) = (tmp_path / str(number)).rglob("*.json")
+        target = tmp_path / "all" / "records" / str(number) / "p" / "nda.json"
+        target.parent.mkdir(parents=True)
+        file.rename(target)
+    page = report(tmp_path / "all", tmp_path / "page.html")
+    found = re.findall(r'<section id="([^"]+)" data-dataset', page)
+    assert len(found) == len(set(found)) == 4
 
 
 def test_one_data_set_or_preset_alone(results: Path, tmp_path: Path) -> None:
