@@ -7,13 +7,15 @@ line. Values are typed and checked by jsonargparse from the signatures of the cl
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -232,6 +234,9 @@ def all_methods() -> tuple[list[str], dict[str, str]]:
 def typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check ``values`` against the signature of ``cls`` and fill in its defaults.
 
+    Text is read as YAML, ``"[1, 2]"`` as a list, except for options that are text themselves, names and paths: it is theirs
+    as it stands, ``"null"`` and ``"Trip: Rome"`` too.
+
     Raises:
         UsageError: an unknown option, a value of the wrong type, or a required one missing.
     """
@@ -244,12 +249,33 @@ def typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, 
             raise UsageError(f"--{section}.{key}: no such {kind}.{nearest(key, known)}")
     if not known:
         return {}
+    # jsonargparse would read text as YAML wherever None or a path is possible too: it meets a harmless one in its place.
+    kept = {key: value for key, value in values.items() if isinstance(value, str) and key in _text_options(cls)}
     try:
-        parsed = section_parser(cls, section).parse_object({section: dict(values)})
+        parsed = section_parser(cls, section).parse_object({section: {**values, **dict.fromkeys(kept, "text")}})
     except ArgumentError as error:
         raise UsageError(plain_type_error(str(error))) from error
     result = parsed.as_dict().get(section) or {}
+    result.update({key: type(result[key])(text) for key, text in kept.items()})
     return {key: result[key] for key in known if key in result}
+
+
+def _text_options(cls: type[Any]) -> set[str]:
+    """The options of ``cls`` that are text and nothing else: ``str``, paths, and either of them or None."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except NameError:  # a type that is imported for type checkers alone
+        return set()
+    return {name for name in option_names(cls) if _is_text(hints.get(name))}
+
+
+def _is_text(hint: Any) -> bool:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_origin(part) or part for part in parts} - {NoneType} <= {
+        str,
+        Path,
+        os.PathLike,
+    } and hint is not NoneType
 
 
 def section_parser(cls: type[Any], section: str) -> Any:

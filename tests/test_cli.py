@@ -144,6 +144,20 @@ def test_print_config_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFix
     assert yaml.safe_load(capsys.readouterr().out) == content
 
 
+@pytest.mark.parametrize("name", ["Trip: Rome", "[x]", "null", "# z", "1e3", "~", "2026-01-01"])
+def test_names_and_paths_are_taken_as_they_stand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--dataset", "image-folder", "--preset", "smoke", "--method", "pixel", "--data.root", name]
+    assert main(["run", *arguments, "--data.name", name, "--results", name, "--workdir", name, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["data"] | {"root": name, "name": name} == yaml.safe_load(text)["data"]
+    Path(name).write_text(text)
+    assert main(["run", "--config", name, "--print_config"]) == 0
+    assert capsys.readouterr().out == text
+
+
 def test_help_of_run_shows_the_options_of_method_and_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--method", "nda", "--dataset", "image-folder", "--help"]) == 0
     printed = capsys.readouterr().out

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional, Union
 
 import pytest
 import yaml
 
-from attribench.configuration import dataset_config, resolve, shipped, typed
+from attribench.configuration import dataset_config, read_yaml, resolve, shipped, typed
 from attribench.errors import UsageError
 from attribench.registry import DATAMODULES
 
@@ -45,6 +46,49 @@ def test_a_wrong_option_gives_one_plain_line(values: dict[str, Any], message: st
     with pytest.raises(UsageError, match=message) as caught:
         typed(Example, "method", values)
     assert "\n" not in str(caught.value)
+
+
+class Texts:
+    """Options that are text, in every way that signatures say so."""
+
+    def __init__(
+        self,
+        name: str,
+        label: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        file: Path | None = None,
+        folder: Optional[Union[Path, str]] = None,  # noqa: UP007, UP045
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Trip: Rome", "[x]", "{x}", "null", "none", "~", "# z", "1e3", "0x10", "yes", "2026-01-01", "- x", "'x'", "a: [", "%x",
+     "@x", " x ", "${x}", "x\ny", ""],
+)  # fmt: skip
+@pytest.mark.parametrize("option", ["name", "label", "root", "file", "folder"])
+def test_text_stays_as_it_was_given(option: str, text: str) -> None:
+    value = typed(Texts, "data", {"name": "a", option: text})[option]
+    assert value == (Path(text) if isinstance(value, Path) else text)
+    assert isinstance(value, Path) or option != "file"
+
+
+def test_in_yaml_null_is_nothing_and_a_quoted_null_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("name: 'null'\nlabel: null\nroot: '[x]'\n")
+    values = typed(Texts, "data", read_yaml(file))
+    assert (values["name"], values["label"], values["root"]) == ("null", None, "[x]")
+
+
+def test_text_options_of_a_data_set_and_of_a_method_go_through_the_configuration(tmp_path: Path) -> None:
+    config = resolve(
+        "image-folder", "smoke", ["clip"], {"data": {"root": "[x]", "name": "null"}, "method": {"checkpoint": "# z"}}
+    )
+    assert (config.data["root"], config.data["name"]) == ("[x]", "null")
+    assert config.methods[0].options["checkpoint"] == "# z"
+    assert config.methods[0].changed == {"checkpoint": "# z"}
+    again = typed(config.methods[0].cls, "method", config.methods[0].options)
+    assert again == config.methods[0].options
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
