@@ -19,6 +19,7 @@ from attribench.clip_models import (
     check_checkpoint,
     find_model,
 )
+from attribench.code_identity import ROOT, source_hash
 from attribench.device import exact_float32
 from attribench.errors import AttribenchError, DataError, UsageError
 from attribench.progress import Progress, silent_progress
@@ -26,8 +27,8 @@ from attribench.progress import Progress, silent_progress
 #: Images an artifact: what a killed run loses at most.
 _IMAGES_PER_CHUNK = 512
 
-#: Enters every specification; raised when the same model and images would give other embeddings.
-_VERSION = 1
+#: The files that decide embeddings; relative to the package.
+_DECISIVE = ("embeddings.py", "clip_models.py", "device.py")
 
 
 class ImageEmbedder:
@@ -73,14 +74,15 @@ class ImageEmbedder:
 
     @cached_property
     def spec(self) -> Spec:
-        """What an embedding depends on apart from the image: architecture, pre-processing, SHA-256 of the weights.
+        """What an embedding depends on apart from the image: code, architecture, pre-processing, SHA-256 of the weights.
 
         Raises:
             WeightsMissingError: there are no weights.
         """
         with self._weights.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"version": _VERSION, **self._model.spec, "weights": weights}
+        code = source_hash(*(ROOT / name for name in _DECISIVE))
+        return {"code": code, **self._model.spec, "weights": weights}
 
     def embed(self, images: Tensor, device: torch.device) -> Tensor:
         """Embed images.

@@ -18,6 +18,7 @@ from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries
 from attribench.progress import Progress, Task, silent_progress
 from attribench.protocol import Halves
+from attribench.recipes import SAMPLING, recipe
 from attribench.retraining.executors import make_executor
 from attribench.retraining.jobs import Job, LossJob, TrainJob, save_images
 from attribench.retraining.subsets import subset_masks
@@ -214,7 +215,7 @@ class Experiment:
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
-        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation)}
+        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation), **recipe(SAMPLING)}
 
     def _generated(self, task: Task | None) -> ImageSet:
         target = self.target.find(self.store)

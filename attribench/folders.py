@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attribench.artifacts import Artifact, ArtifactStore, Staging, atomic_write
+from attribench.code_identity import ROOT, source_hash
 from attribench.data import ImageSet
 from attribench.errors import DataError
 from attribench.image_files import IMAGE_SUFFIXES, find_images, some
@@ -27,8 +28,8 @@ from attribench.reading import attempt_each
 #: Images decoded at a time: what a killed call loses.
 CHUNK = 256
 
-#: Raise it when the same file would be decoded to other pixels.
-_VERSION = 2
+#: The files that decide pixels; relative to the package.
+_DECISIVE = ("folders.py", "image_files.py", "images.py", "reading.py", "tiff.py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,8 @@ def read_folder(
     sums = _sums(named, folder, progress)
     names = [_name(path, folder) for path in named]
     listing = hashlib.sha256("\0".join(f"{name}\0{total}" for name, total in zip(names, sums, strict=True)).encode())
-    spec = {"version": _VERSION, "files": listing.hexdigest(), "image_size": image_size, "channels": channels}
+    code = source_hash(*(ROOT / name for name in _DECISIVE))
+    spec = {"code": code, "files": listing.hexdigest(), "image_size": image_size, "channels": channels}
     artifact = store.find("folders", spec)
     if artifact is None:
         work = store.working_folder("folders", spec)

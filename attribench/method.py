@@ -121,7 +121,8 @@ class AttributionContext:
         schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t).
         device: where heavy computation belongs.
         seed: root of the run's seeds; derive yours with :func:`attribench.seeding.derive_seed`.
-        store: artifact store of this method, for expensive results worth keeping between runs.
+        store: artifact store of this method, for expensive results worth keeping between runs; edited code finds them
+            again, unless a number in the specification is raised.
         progress: progress display: ``for x in context.progress.track(items, "reading")``.
         access: what the method declared; enforced by :meth:`target_model` and :meth:`checkpoints`.
         models: where models come from, or None where there is no model (attribution of one's own folders).

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attribench.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.code_identity import method_hash
 from attribench.configuration import MethodConfig
 from attribench.cost import measure
 from attribench.data import ImageSet
@@ -29,9 +27,6 @@ from attribench.shared import SharedStore, Usage
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
-
-# Raise it when what is kept beside the scores changes, so that older artifacts are not misread.
-_SCORING_FORMAT = 3
 
 
 def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
@@ -96,10 +91,9 @@ class Scoring:
         self._method, self._context, self._progress = method, context, context.progress
         self.name = row_name(config.name, config.changed)
         self.spec: Spec = {
-            "format": _SCORING_FORMAT,
             "method": f"{config.cls.__module__}.{config.cls.__qualname__}",
             "options": config.options,
-            "code": code_hash(config.cls),
+            "code": method_hash(config.cls),
             "train": context.train.content_hash,
             "seed": context.seed,
             "weights": weights,
@@ -209,23 +203,6 @@ def _pieces(query_sets: Mapping[str, Queries]) -> dict[tuple[str, int], Queries]
         for name, queries in query_sets.items()
         for begin in range(0, len(queries), _QUERIES_PER_PIECE)
     }
-
-
-def code_hash(cls: type[Any]) -> str:
-    """SHA-256 of the source a method consists of, so that scores of an edited method are not taken for the new one's.
-
-    The class's module; for a module inside a package of its own (not directly among the built-ins), all of the package's
-    modules.
-    """
-    module = sys.modules.get(cls.__module__)
-    file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
-        return ""
-    path = Path(file)
-    package = cls.__module__.rpartition(".")[0]
-    whole = (path.parent / "__init__.py").is_file() and package != "attribench.methods"
-    sources = sorted(path.parent.glob("*.py")) if whole else [path]
-    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from attribench.artifacts import Artifact, ArtifactStore, Staging
 from attribench.device import resolve_device, single_thread
 from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError
+from attribench.recipes import SAMPLING, recipe
 from attribench.retraining.jobs import Report, TrainJob
 from attribench.settings import GenerationSettings, Runtime
 
@@ -40,7 +41,7 @@ class GenerateJob:
     def spec(self, model: Artifact) -> dict[str, Any]:
         """Bound to the weights themselves."""
         sampling = {"num_inference_steps": self.generation.num_inference_steps, "eta": self.generation.eta}
-        return {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling}
+        return {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling, **recipe(SAMPLING)}
 
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.artifacts import Artifact, Spec, Staging
+from attribench.code_identity import ROOT, source_hash
 from attribench.cost import measure
 from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
@@ -24,7 +25,12 @@ from attribench.progress import Task
 from attribench.seeding import derive_seed
 
 _KIND = "gradients"
-_FORMAT = 1  # to be raised when the same specification comes to mean other numbers
+
+#: The files that decide features; relative to the package.
+_DECISIVE = (
+    "gradients/features.py", "gradients/outputs.py", "gradients/per_sample.py", "gradients/projection.py",
+    "diffusion/noise.py", "data.py", "device.py", "seeding.py",
+)  # fmt: skip
 
 #: Bytes of gradients that wait for their projection together: making the random matrix costs the same for one row as
 #: for many.
@@ -170,7 +176,7 @@ class GradientFeatures:
         size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
         chunks = [ImageSet(images.images[i : i + size], images.ids[i : i + size]) for i in range(0, len(images), size)]
         common = {
-            "format": _FORMAT,
+            "code": source_hash(*(ROOT / name for name in _DECISIVE)),
             "weights": model_digest(model),
             "f": options.f,
             "timesteps": options.timesteps,

@@ -21,6 +21,7 @@ from attribench.device import resolve_device, single_thread
 from attribench.diffusion.losses import denoising_losses
 from attribench.diffusion.training import checkpoint_name, checkpoint_steps, load_network, num_steps, train_network
 from attribench.errors import ArtifactError
+from attribench.recipes import LOSSES, TRAINING, recipe
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
 
 # Work is counted in forward passes of one image; a training step on an image costs about four of them.
@@ -107,16 +108,17 @@ class TrainJob:
 
     @property
     def spec(self) -> dict[str, Any]:
-        recipe = asdict(self.training)
-        del recipe["seed"], recipe["num_checkpoints"]  # they are this model's own below
+        training = asdict(self.training)
+        del training["seed"], training["num_checkpoints"]  # they are this model's own below
         indices = self.indices
         return {
             "train": self.train_hash,
             "indices": None if indices is None else hashlib.sha256(np.array(indices, "<i8").tobytes()).hexdigest(),
             "model": asdict(self.model),
-            "training": recipe,
+            "training": training,
             "seed": self.seed,
             "num_checkpoints": self.num_checkpoints,
+            **recipe(TRAINING),
         }
 
     def find(self, store: ArtifactStore) -> Artifact | None:
@@ -209,6 +211,7 @@ class LossJob:
             "timesteps": self.timesteps,
             "num_draws": self.num_draws,
             "seed": self.seed,
+            **recipe(LOSSES),
         }
 
     def find(self, store: ArtifactStore) -> Artifact | None:

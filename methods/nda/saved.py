@@ -12,12 +12,10 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from attribench.artifacts import ArtifactStore, atomic_write
+from attribench.code_identity import source_hash
 from attribench.data import ImageSet
 from attribench.methods.nda.stream import StreamState
 from attribench.methods.nda.task import PatchTask
-
-#: Raise it when states of earlier versions must not be read any more.
-_FORMAT = 1
 
 #: Seconds between two saves while all goes well: what a killed process loses at most, beside the shard in progress.
 INTERVAL = 60.0
@@ -36,9 +34,10 @@ class SavedState:
 
     @classmethod
     def of(cls, store: ArtifactStore, tasks: Sequence[PatchTask], train: ImageSet) -> SavedState:
-        """Bound to the tasks and the train images by their content."""
+        """Bound to the tasks and the train images by their content, and to NDA's code."""
         digest = hashlib.sha256("".join(task.digest for task in tasks).encode())
-        spec = {"format": _FORMAT, "tasks": digest.hexdigest(), "train": train.content_hash}
+        code = source_hash(Path(__file__).parent)
+        spec = {"code": code, "tasks": digest.hexdigest(), "train": train.content_hash}
         return cls(store.working_folder("shards", spec))
 
     def load(self) -> StreamState | None:
