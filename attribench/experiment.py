@@ -43,13 +43,13 @@ class GroundTruth:
 
     @property
     def losses(self) -> Tensor:
-        """float32 ``(num_subsets, num_seeds, num_queries)``: averaged over noise draws."""
-        return self.draws.mean(dim=2).float()
+        """float64 ``(num_subsets, num_seeds, num_queries)``: averaged over noise draws."""
+        return self.draws.mean(dim=2)
 
     @property
     def outputs(self) -> Tensor:
         """float64 ``(num_subsets, num_queries)``: the losses averaged over training seeds."""
-        return self.losses.double().mean(dim=1)
+        return self.losses.mean(dim=1)
 
 
 class Experiment:

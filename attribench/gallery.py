@@ -23,7 +23,7 @@ class Gallery:
         queries: int64 ``(n,)``: which queries of the set.
         images: uint8 ``(n, C, H, W)``: the queries.
         indices: int64 ``(n, 2, k)``: the train images, strongest proponents first; then strongest opponents first.
-        scores: float32 ``(n, 2, k)``.
+        scores: ``(n, 2, k)``, float32 or float64 as they were given.
         train_images: uint8 ``(n, 2, k, C, H, W)``.
     """
 
@@ -41,7 +41,7 @@ class Gallery:
         count = min(NUM_IMAGES, scores.shape[1])
         indices = torch.stack([order[:, :count], order.flip(1)[:, :count]], dim=1)
         picked = scores[chosen][:, None].expand(-1, 2, -1).gather(2, indices)
-        return cls(chosen, queries.images[chosen], indices, picked.float(), train.images[indices])
+        return cls(chosen, queries.images[chosen], indices, picked, train.images[indices])
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """To be stored; every name begins with ``prefix``."""

@@ -213,7 +213,8 @@ class AttributionMethod(ABC):
     def attribute(self, queries: Queries) -> Tensor:
         """Return scores ``(num_queries, num_train)``, float, finite; higher = stronger proponent.
 
-        The scores of a query must not depend on the queries beside it.
+        The scores of a query must not depend on the queries beside it. float64 and float32 are ranked as they are; see
+        :func:`real_scores` for other types.
         """
 
     def skip_reason(self, context: AttributionContext) -> str | None:
@@ -268,11 +269,11 @@ def score(method: AttributionMethod, queries: Queries) -> Tensor:
     """Call ``method.attribute`` and check what comes back.
 
     Returns:
-        float32 scores ``(num_queries, num_train)`` on the CPU.
+        float32 or float64 scores ``(num_queries, num_train)`` on the CPU; see :func:`real_scores`.
 
     Raises:
         DataError: the queries are not of the train images' shape.
-        AttribenchError: the scores have another shape or are not finite.
+        AttribenchError: the scores have another shape, are not real numbers, or not finite.
     """
     name = type(method).__name__
     train = method.context.train
@@ -283,9 +284,25 @@ def score(method: AttributionMethod, queries: Queries) -> Tensor:
         )
     scores = method.attribute(queries)
     expected = (len(queries), len(train))
+    if not isinstance(scores, Tensor):
+        raise AttribenchError(f"{name}.attribute returned a {type(scores).__name__}; expected a tensor.")
     if tuple(scores.shape) != expected:
         raise AttribenchError(f"{name}.attribute returned shape {tuple(scores.shape)}; expected {expected}.")
-    scores = scores.detach().to("cpu", torch.float32)
+    if scores.is_complex():
+        raise AttribenchError(f"{name}.attribute returned complex scores ({scores.dtype}): they have no order.")
+    scores = real_scores(scores)
     if not torch.isfinite(scores).all():
         raise AttribenchError(f"{name}.attribute returned NaN or infinite scores.")
     return scores
+
+
+def real_scores(scores: Tensor) -> Tensor:
+    """Scores on the CPU, in a type that loses none of their order.
+
+    float64 and float32 stay, shorter floating point becomes float32, integers and bool become float64 (exact up to 2^53).
+    """
+    if not scores.is_floating_point():
+        dtype = torch.float64
+    else:
+        dtype = scores.dtype if scores.dtype in (torch.float32, torch.float64) else torch.float32
+    return scores.detach().to("cpu", dtype)

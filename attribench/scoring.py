@@ -111,7 +111,10 @@ class Scoring:
         return self._store.find("preparations", self.spec) is not None and all(found)
 
     def scores(self, query_sets: Mapping[str, Queries]) -> dict[str, Tensor]:
-        """float32 ``(num_queries, num_train)`` for every query set; computed where they are not in the store."""
+        """Scores ``(num_queries, num_train)`` for every query set, see :func:`attribench.method.score`.
+
+        Computed where they are not in the store.
+        """
         pieces = _pieces(query_sets)
         found = {key: self._store.find("scores", self._piece_spec(piece)) for key, piece in pieces.items()}
         prepared = self._store.find("preparations", self.spec)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import fsum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
+from scipy.spatial import distance
 from tiny_data import TinyData
 
 from attribench import Access, AttributionMethod, Queries
@@ -28,6 +32,51 @@ class Alike(AttributionMethod):
 
     def attribute(self, queries: Queries) -> torch.Tensor:
         return -torch.cdist(queries.unit_range().flatten(1), self.context.train.unit_range().flatten(1))
+
+
+class Fine(AttributionMethod):
+    """Float64 scores whose differences float32 does not hold.
+
+    Args:
+        kind: which ones.
+    """
+
+    access = Access.DATA
+
+    def __init__(self, kind: str = "offset") -> None:
+        self.kind = kind
+
+    def attribute(self, queries: Queries) -> torch.Tensor:
+        return torch.from_numpy(fine_scores(self.kind, queries.images.numpy(), self.context.train.images.numpy()))
+
+
+def fine_scores(kind: str, queries: NDArray[np.uint8], train: NDArray[np.uint8]) -> NDArray[np.float64]:
+    first, second = (images.astype(np.float64).reshape(len(images), -1) / 127.5 - 1 for images in (queries, train))
+    if kind == "offset":
+        return -np.abs(first.mean(1)[:, None] - second.mean(1)[None]) * 1e-3 + 1e6
+    return np.exp(-4 * distance.cdist(first, second) ** 2)
+
+
+def test_float64_scores_are_ranked_as_they_are(tiny_settings: Settings, runtime: Runtime, tmp_path: Path) -> None:
+    settings = replace(tiny_settings, ground_truth=replace(tiny_settings.ground_truth, num_subsets=6, num_seeds=1))
+    methods = [MethodConfig(kind, Fine, {"kind": kind}) for kind in ("offset", "kernel")]
+    config = Config("tiny", "smoke", TinyData, {}, settings, methods, {})
+    records = run(config, runtime, tmp_path / "results", silent_progress).records
+    experiment = open_experiment(config, runtime, silent_progress)
+    for name in QUERY_SETS:
+        queries, truth = experiment.queries(name), experiment.ground_truth(name)
+        losses = truth.draws.numpy().mean((1, 2))
+        for record in records:
+            scores = fine_scores(record.method, queries.images.numpy(), experiment.train.images.numpy())
+            expected = [
+                stats.spearmanr([fsum(row[mask]) for mask in truth.masks.numpy()], -losses[:, number]).statistic
+                for number, row in enumerate(scores)
+            ]
+            assert record.results[name].per_query == pytest.approx(expected, abs=1e-12)
+            assert record.results[name].undefined_queries == 0
+            gallery = Gallery.from_tensors(load_attachment(record, tmp_path / "results") or {}, f"{name}.gallery")
+            assert gallery is not None
+            assert gallery.scores[:, 0].tolist() == np.sort(scores, axis=1)[:, ::-1][:, :8].tolist()
 
 
 Finished = tuple[Record, Experiment, Path]

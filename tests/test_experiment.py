@@ -41,7 +41,7 @@ def test_the_ground_truth_is_the_mean_loss_of_each_subset_model(experiment: Expe
     job = experiment.loss_jobs(experiment.validation)[2][1]
     losses = job.load(experiment.store)
     assert losses.shape == (2, 3, 6)  # draws, timesteps 0, 400, 800, queries
-    assert torch.allclose(truth.losses[2, 1], losses.double().mean(dim=(0, 1)).float())
+    assert torch.allclose(truth.losses[2, 1], losses.double().mean(dim=(0, 1)))
     assert torch.allclose(truth.outputs, truth.losses.double().mean(dim=1))
 
 

@@ -59,12 +59,47 @@ def test_access_is_enforced_at_each_level(tmp_path: Path) -> None:
     assert len(list(context(Access.CHECKPOINTS, tmp_path).checkpoints())) == 2
 
 
-def test_scores_come_back_as_float32_of_the_right_shape(tmp_path: Path) -> None:
-    method = Constant()
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.int32, torch.float64),
+        (torch.int64, torch.float64),
+        (torch.bool, torch.float64),
+    ],
+)
+def test_scores_keep_their_order_in_every_type(tmp_path: Path, given: torch.dtype, kept: torch.dtype) -> None:
+    class Typed(Constant):
+        def attribute(self, queries: Queries) -> Tensor:
+            return values
+
+    # Neighbours that the next shorter type cannot tell apart.
+    base, step = {torch.float64: (1e6, 1e-9), torch.int32: (2**24, 1), torch.int64: (2**52, 1)}.get(given, (0, 1))
+    values = (torch.full((2, 3), base, dtype=torch.float64) + torch.tensor([0.0, step, 0.0])).to(given)
+    method = Typed()
     start(method, context(Access.DATA, tmp_path))
     scores = score(method, queries())
-    assert scores.dtype == torch.float32
-    assert scores.shape == (2, 3)
+    assert scores.dtype == kept
+    assert torch.equal(scores.to(given), values)
+    assert (scores[:, 1] > scores[:, 0]).all()
+
+
+def test_what_is_no_real_tensor_is_refused(tmp_path: Path) -> None:
+    class Complex(Constant):
+        def attribute(self, queries: Queries) -> Tensor:
+            return torch.zeros(2, 3, dtype=torch.complex64)
+
+    class Array(Constant):
+        def attribute(self, queries: Queries) -> Tensor:
+            return torch.zeros(2, 3).numpy()  # type: ignore[return-value]
+
+    for method, message in ((Complex(), "complex"), (Array(), "ndarray")):
+        start(method, context(Access.DATA, tmp_path))
+        with pytest.raises(AttribenchError, match=message):
+            score(method, queries())
 
 
 def test_wrong_scores_and_wrong_queries_are_refused(tmp_path: Path) -> None:

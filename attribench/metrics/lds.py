@@ -178,18 +178,38 @@ def average_ranks(values: Tensor) -> Tensor:
 def _exact_sums(scores: Tensor, membership: Tensor) -> Tensor:
     """``scores @ membership`` without accumulated rounding, for float64 scores (Q, N) and 0/1 membership (N, S).
 
-    Each row is scaled by a power of two and split into two integer parts, small enough that any partial sum of N of
-    them stays below 2^53. Float64 adds such integers exactly, in any order (the splitting of Ozaki et al., Numerical
-    Algorithms 59, 2012). Together the parts hold 72 bits below the row's largest score for N = 50,000, more for less.
+    Each row is scaled by a power of two and split into integer parts, small enough that any partial sum of N of them stays
+    below 2^53. Float64 adds such integers exactly, in any order (the splitting of Ozaki et al., Numerical Algorithms 59,
+    2012). There are as many parts as the row's scores have digits, two as a rule: a subset without the largest scores is
+    ranked by what it has. Sums that are more than 2^1000 times smaller than the largest score are lost.
     """
     step = 2.0 ** (52 - scores.shape[1].bit_length())
     largest = scores.abs().amax(dim=1, keepdim=True)
     # x / mantissa(x) is a power of two exactly; the clamp keeps its inverse finite for subnormal scores.
     scale = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0).clamp(max=2.0**1000)
-    scaled = scores * scale * step
-    high = scaled.round()
-    low = ((scaled - high) * step).round()
-    return (high @ membership + (low @ membership) / step) / step / scale
+    rest = scores * scale * step
+    parts = []
+    while not parts or rest.any():
+        whole = rest.round()
+        parts.append(whole @ membership)
+        rest = (rest - whole) * step
+    digits = _carried(parts, step)
+    # The digits of a negative number near 0 would all be large, and lost in rounding: take those of its opposite.
+    sign = torch.where(digits[0] < 0, -1.0, 1.0)
+    total = torch.zeros_like(sign)
+    for digit in reversed(_carried([part * sign for part in parts], step)):
+        total = digit + total / step
+    return sign * total / step / scale
+
+
+def _carried(parts: list[Tensor], step: float) -> list[Tensor]:
+    """The same number Σ parts[i] / step^i with all but the first part in 0…step: one form only for equal numbers."""
+    digits = [parts[-1]]
+    for part in reversed(parts[:-1]):
+        carry = (digits[0] / step).floor()
+        digits[0] = digits[0] - carry * step
+        digits.insert(0, part + carry)
+    return digits
 
 
 def check_masks(masks: Tensor) -> None:

@@ -157,6 +157,19 @@ class TestPredictOutputs:
         expected = [[math.fsum(row[mask].tolist()) for row in scores.double()] for mask in masks]
         assert predict_outputs(scores, masks).tolist() == expected
 
+    @pytest.mark.parametrize("shift", [0.0, 0.4])
+    def test_subsets_without_the_large_scores_are_ranked_by_the_small_ones(self, shift: float) -> None:
+        """Scores over hundreds of orders of magnitude, as exp(-d²) has them; with a shift, of both signs."""
+        generator = torch.Generator().manual_seed(0)
+        exponents = torch.randint(-900, 1, (8, 30), generator=generator).double()
+        scores = (torch.rand(8, 30, generator=generator).double() - shift) * 2.0**exponents
+        masks = torch.rand(40, 30, generator=generator) < 0.15
+        masks[0] = False
+        expected = [[math.fsum(row[mask].tolist()) for row in scores] for mask in masks]
+        found = predict_outputs(scores, masks)
+        np.testing.assert_allclose(found, expected, rtol=2.0**-52)
+        np.testing.assert_array_equal(stats.rankdata(found, axis=0), stats.rankdata(expected, axis=0))
+
     def test_the_same_few_scores_tie_whatever_the_rest(self) -> None:
         # Sums of 0.1, 0.2 and 0.3 depend on their order; a matrix product's order depends on the row and the shape.
         scores = torch.zeros(40, 999, dtype=torch.float64)
