@@ -90,7 +90,7 @@ def run(
         evaluated = {key: evaluate(*part, ceilings[key]) for key, part in parts.items()}
         tensors = {name: value for part in parts.values() for name, value in attached(*part, experiment.train).items()}
         record = make_record(config, experiment, method_config, evaluated, scoring, protocol)
-        record, path = save_record(record, results, tensors)
+        record, path = save_record(record, results, tensors, progress)
         progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)
     return outcome

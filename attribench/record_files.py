@@ -8,13 +8,15 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attribench.artifacts import atomic_write, digest_text
+from attribench.artifacts import atomic_write, digest_text, plain, storage_error
 from attribench.errors import RecordError
+from attribench.progress import Progress, silent_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[1] = 1
 
 R = TypeVar("R", bound="RecordFile")
+M = TypeVar("M", bound="MethodRecord")
+
+#: Where records go whose name another one takes; nothing reads them there.
+SUPERSEDED = "superseded"
 
 
 class Frozen(BaseModel):
@@ -63,6 +69,7 @@ class MethodRecord(RecordFile):
         settings: all settings the numbers depend on, in full.
         data: the data set's own options.
         setting_hash: identifies data and settings; records of one table share it.
+        variant: of the setting's folder, where records of other data or settings have the plain one; else empty.
     """
 
     dataset: str
@@ -79,13 +86,15 @@ class MethodRecord(RecordFile):
     image_shape: list[int]
     train_hash: str
     setting_hash: str
+    variant: str = ""
     versions: dict[str, str]
     hardware: dict[str, Any]
 
     @property
     def setting(self) -> str:
         """The preset with what was changed, as a folder's name."""
-        return self.preset if not self.overrides else f"{self.preset}+{slug(self.overrides)}"
+        name = safe(self.preset) + (f"+{slug(self.overrides)}" if self.overrides else "")
+        return f"{name}-{self.variant}" if self.variant else name
 
     @property
     def title(self) -> str:
@@ -93,46 +102,97 @@ class MethodRecord(RecordFile):
         text = f"{self.dataset}, preset {self.preset}"
         if self.overrides:
             text += ", changed: " + ", ".join(f"{key}={value}" for key, value in sorted(self.overrides.items()))
+        if self.variant:
+            text += f", setting {self.variant}"
         return text
+
+    @property
+    def identity(self) -> object:
+        """What a record must share with the one before it to take its place."""
+        return plain([self.dataset, self.method, self.method_class, self.options])
 
 
 def safe(text: str) -> str:
-    """``text`` as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip(".") or "_"
+    """``text`` as part of a file's name; with a hash of it where something had to be replaced or cut off."""
+    cleaned = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text).strip(".")[:100] or "_"
+    return cleaned if cleaned == text else f"{cleaned}-{digest_text(text)[:8]}"
 
 
 def slug(values: Mapping[str, Any]) -> str:
     """Changed options as part of a file name: readable, and with a hash once it would be too long."""
-    text = ",".join(safe(f"{key}={value}") for key, value in sorted(values.items()))
+    return shortened(",".join(safe(f"{key}={value}") for key, value in sorted(values.items())))
+
+
+def shortened(text: str) -> str:
+    """``text``, with a hash in place of its end if it is long."""
     return text if len(text) <= 80 else f"{text[:70]}-{digest_text(text)[:8]}"
 
 
-def save_file(record: R, results: Path, tensors: Mapping[str, Tensor] | None = None) -> tuple[R, Path]:
+def save_file(
+    record: M, results: Path, tensors: Mapping[str, Tensor] | None = None, progress: Progress = silent_progress
+) -> tuple[M, Path]:
     """File a record and its tensors; one that says the same already is left as it is, its date too.
+
+    It takes the place of an earlier record of the same method, options, data and settings alone. Where records of other
+    data or settings lie, it gets a folder of its own. A record of another method or other options, or one that cannot be
+    read, is moved into a subfolder ``superseded``, and ``progress`` says so.
 
     Returns:
         The record as filed, and the path of its JSON file.
     """
+    record = _placed(record, results)
     path = results / record.path
     content = _encoded(tensors) if tensors else b""
     digest = hashlib.sha256(content).hexdigest() if content else ""
     record = record.model_copy(update={"attachment": digest})
     if path.exists():
-        try:
+        before: M | None = None
+        with suppress(RecordError):
             before = load_file(type(record), path)
             same = before.model_dump(exclude={"created"}) == record.model_dump(exclude={"created"})
             if same and load_attachment(before, results) is not None:
                 return before, path
-        except RecordError:
-            pass  # written by another version, or damaged: replaced below
+        if before is None or before.identity != record.identity:
+            what = f"of {before.method_class}, {before.options}" if before else "not readable"
+            progress.message(f"{path} was {what}; it is kept as {_set_aside(path)}.")
     attached = _attachment_path(path, digest) if content else None
     if attached:  # first, and under a name of its own: whenever this is cut short, the record names what is there
         atomic_write(attached, content)
     atomic_write(path, (json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode())
-    for other in path.parent.glob(f"{glob.escape(path.stem)}.*.safetensors"):
-        if other != attached and other.name.removeprefix(path.stem).count(".") == 2:  # not those of "<stem>.strict"
+    for other in _attachments(path):
+        if other != attached:
             other.unlink(missing_ok=True)
     return record, path
+
+
+def _placed(record: M, results: Path) -> M:
+    """The record in the plain folder of its setting, or in one of its own where others have that."""
+    path = results / record.path
+    apart = record.model_copy(update={"variant": record.setting_hash[:8]})
+    if path.exists() and _setting_hash(path) == record.setting_hash:
+        return record
+    others = any(_setting_hash(file) not in (record.setting_hash, None) for file in path.parent.glob("*.json"))
+    return apart if others or (results / apart.path).parent.is_dir() else record
+
+
+def _setting_hash(path: Path) -> str | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))["setting_hash"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # no record
+    return str(found)
+
+
+def _set_aside(path: Path) -> Path:
+    kept = path.parent / SUPERSEDED / f"{path.stem}.{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.json"
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        for file in _attachments(path):
+            file.replace(kept.parent / file.name)
+        path.replace(kept)
+    except OSError as error:
+        raise storage_error(kept, error) from error
+    return kept
 
 
 def load_file(kind: type[R], path: Path) -> R:
@@ -175,6 +235,12 @@ def load_attachment(record: RecordFile, results: Path) -> dict[str, Tensor] | No
     from safetensors.torch import load
 
     return load(content)
+
+
+def _attachments(path: Path) -> list[Path]:
+    """What lies beside a record as its own; not that of ``<stem>.strict`` or other longer names."""
+    found = path.parent.glob(f"{glob.escape(path.stem)}.*.safetensors")
+    return [file for file in found if file.name.removeprefix(path.stem).count(".") == 2]
 
 
 def _attachment_path(path: Path, digest: str) -> Path:

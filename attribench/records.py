@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attribench.record_files import Frozen, MethodRecord, load_attachment, load_file, safe, save_file, slug
+from attribench.progress import Progress, silent_progress
+from attribench.record_files import Frozen, MethodRecord, load_attachment, load_file, safe, save_file, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,15 +116,22 @@ class Record(MethodRecord):
         suffix = "" if self.protocol == "standard" else f".{self.protocol}"
         return Path("records", safe(self.dataset), self.setting, f"{safe(self.method)}{suffix}.json")
 
+    @property
+    def identity(self) -> object:
+        return [super().identity, self.protocol]
+
 
 def row_name(name: str, changed: dict[str, Any]) -> str:
     """``"nda"``, or ``"nda[top_k=5]"`` when options were changed by the caller."""
-    return f"{name}[{slug(changed)}]" if changed else name
+    text = ",".join(f"{key}={value}" for key, value in sorted(changed.items()))
+    return f"{name}[{shortened(text)}]" if text else name
 
 
-def save_record(record: Record, results: Path, tensors: Mapping[str, Tensor] | None = None) -> tuple[Record, Path]:
-    """File a record; one that says the same already is left as it is, its date too."""
-    return save_file(record, results, tensors)
+def save_record(
+    record: Record, results: Path, tensors: Mapping[str, Tensor] | None = None, progress: Progress = silent_progress
+) -> tuple[Record, Path]:
+    """File a record; see :func:`attribench.record_files.save_file`."""
+    return save_file(record, results, tensors, progress)
 
 
 def load_record(path: Path) -> Record:

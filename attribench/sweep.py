@@ -57,6 +57,11 @@ class SweepRecord(MethodRecord):
         name = ".".join(safe(part) for part in (self.method, self.vary, self.series_option) if part)
         return Path("sweeps", safe(self.dataset), self.setting, f"{name}.json")
 
+    @property
+    def identity(self) -> object:
+        values = [[point.value, point.series] for point in self.points]
+        return [super().identity, self.vary, self.series_option, values]
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -141,7 +146,7 @@ def sweep(
         series_option=series.option if series else "",
         points=points,
     )
-    return save_file(record, results)
+    return save_file(record, results, progress=progress)
 
 
 def load_sweeps(results: Path, datasets: Iterable[str] | None = None) -> list[SweepRecord]:

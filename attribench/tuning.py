@@ -7,7 +7,6 @@ and half of the subsets, reported on the other halves.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribench.artifacts import atomic_write, plain
+from attribench.artifacts import plain
 from attribench.benchmark import open_experiment, setting_hash
-from attribench.choices import Choice, Trial, choice_path
+from attribench.choices import Choice, Trial, save_choice
 from attribench.configuration import Config, MethodConfig, typed
 from attribench.errors import UsageError
 from attribench.experiment import Experiment, GroundTruth
@@ -93,9 +92,7 @@ def tune(
         trials=evaluate.trials,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    path = results / choice_path(choice.dataset, choice.preset, choice.method, protocol)
-    atomic_write(path, (json.dumps(choice.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode())
-    return choice, path
+    return choice, save_choice(choice, results)
 
 
 def _evaluator(

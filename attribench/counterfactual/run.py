@@ -247,7 +247,7 @@ def _file(
         clip=None if missing else _clip_values(embedder, queries.images, regenerated, experiment, clip),
         clip_missing=missing,
     )
-    return save_file(record, results, tensors)
+    return save_file(record, results, tensors, experiment.progress)
 
 
 def _clip_values(

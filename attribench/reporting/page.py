@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,14 +68,19 @@ def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> 
 
 
 def _settings(collection: Collection) -> list[_Setting]:
-    found: dict[str, _Setting] = {}
+    found: defaultdict[tuple[str, str], _Setting] = defaultdict(_Setting)
     for board in collection.boards:
-        found.setdefault(folder(board.first), _Setting()).boards.append(board)
+        found[_place(board.first)].boards.append(board)
     for sweep in collection.sweeps:
-        found.setdefault(folder(sweep), _Setting()).sweeps.append(sweep)
+        found[_place(sweep)].sweeps.append(sweep)
     for group in collection.counterfactuals:
-        found.setdefault(folder(group.records[0]), _Setting()).counterfactuals.append(group)
+        found[_place(group.records[0])].counterfactuals.append(group)
     return list(found.values())
+
+
+def _place(record: MethodRecord) -> tuple[str, str]:
+    """Equal for what belongs together: data sets may share a folder's name, but not their train images."""
+    return folder(record), record.train_hash
 
 
 def _section(setting: _Setting, board: Board | None, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:

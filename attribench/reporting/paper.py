@@ -49,9 +49,10 @@ def paper_tables(boards: Sequence[Board], with_published: bool = False) -> list[
         boards: any.
         with_published: put the published numbers beside ours, in columns of their own.
     """
-    groups: dict[tuple[str, str, str], list[Board]] = {}
+    groups: dict[tuple[str, ...], list[Board]] = {}
     for board in boards:
-        groups.setdefault((board.first.preset, str(board.first.overrides), board.first.protocol), []).append(board)
+        first = board.first
+        groups.setdefault((first.preset, str(first.overrides), first.variant, first.protocol), []).append(board)
     return [_table(group, with_published) for group in groups.values()]
 
 
