@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attribench.registry import register_datamodule as register_datamodule
     from attribench.registry import register_method as register_method
 
-__version__ = "0.1.0"
+    __version__: str
 
 # Resolved on first use, so that `import attribench` and `attribench --help` do not wait for torch.
 _EXPORTS = {
@@ -42,6 +42,10 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("attribench")
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'attribench' has no attribute {name!r}")
