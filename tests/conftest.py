@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_data import TinyData
 
+from attribench.registry import DATAMODULES, METHODS
 from attribench.settings import (
     GenerationSettings,
     GroundTruthSettings,
@@ -22,6 +24,17 @@ from attribench.settings import (
 def one_thread() -> None:
     """These models are too small to gain from threads, and on a busy machine threads wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """What a test registers of its own is forgotten after it; what is built in and was first imported by it stays."""
+    before = {registry: set(registry._decorated) for registry in (METHODS, DATAMODULES)}
+    yield
+    for registry, names in before.items():
+        for name, cls in list(registry._decorated.items()):
+            if name not in names and not cls.__module__.startswith("attribench."):
+                del registry._decorated[name]
 
 
 @pytest.fixture
