@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONHASHSEED := 0
 
-.PHONY: demo test lint format browser clean
+.PHONY: demo test test-fast lint docs wheel format browser clean
 
 # The environment is made anew when the dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -18,8 +18,15 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/attribench run --method nda --dataset digits
 
+# One process a core, each with whole files, whose fixtures are then made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/ready browser
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations 10
+
+# While working: what trains models, or starts processes or a browser, is left out.
+test-fast: $(VENV)/ready
+	$(PYTEST) -m 'not slow'
 
 # The pages are tested in Chromium. Where it is not there and cannot be installed, those tests are skipped and say so.
 browser:
@@ -36,6 +43,26 @@ lint: $(VENV)/ready
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p attribench
 	MYPYPATH=build/typecheck $(BIN)/mypy benchmarks
 	$(BIN)/python -m pytest --quiet tests/test_import_rule.py
+
+# The site, into build/site; it needs no network to be built or read.
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# The wheel as its users get it: installed into an empty environment and run in an empty folder.
+wheel: $(VENV)/ready
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet torch torchvision
+	build/wheel/venv/bin/python -m pip install --quiet dist/*.whl
+	mkdir build/wheel/empty
+	cd build/wheel/empty && ../venv/bin/attribench --version
+	cd build/wheel/empty && ../venv/bin/attribench list
+	cd build/wheel/empty && ../venv/bin/attribench run --method pixel,random --dataset digits --preset smoke
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
