@@ -41,12 +41,12 @@ lint: $(VENV)/ready
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p attribench
-	MYPYPATH=build/typecheck $(BIN)/mypy benchmarks
+	MYPYPATH=build/typecheck $(BIN)/mypy benchmarks examples
 	$(BIN)/python -m pytest --quiet tests/test_import_rule.py
 
 # The site, into build/site; it needs no network to be built or read.
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(VENV)/docs: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

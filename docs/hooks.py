@@ -19,20 +19,22 @@ _ROLE = re.compile(r":(?:class|meth|func|attr|mod):<code>~?(?:[\w.]+\.)?(\w+)</c
 _OUTSIDE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 
 
-def _printed(show: Callable[[], object]) -> str:
+def _printed(show: Callable[..., object], *arguments: object) -> str:
     """What ``show`` prints, a hundred columns wide."""
     output = io.StringIO()
     os.environ["COLUMNS"] = "100"
     with contextlib.redirect_stdout(output):
-        show()
+        failed = show(*arguments)
+    if failed:
+        raise PluginError(f"{show.__name__}{arguments} ends with {failed}")
     return output.getvalue().strip()
 
 
 def commands() -> str:
     """``attribench --help`` and ``attribench COMMAND --help`` of every command, folded."""
-    parts = [f"```text\n{_printed(lambda: cli.main(['--help']))}\n```"]
+    parts = [f"```text\n{_printed(cli.main, ['--help'])}\n```"]
     for command in cli.COMMANDS:
-        text = _printed(lambda name=command.name: cli.main([name, "--help"]))  # type: ignore[misc]
+        text = _printed(cli.main, [command.name, "--help"])
         body = "\n".join(f"    {line}".rstrip() for line in ["```text", *text.splitlines(), "```"])
         parts.append(
             f'## {command.name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n\n??? note "Options"\n\n{body}'
@@ -46,7 +48,7 @@ def methods() -> str:
     for entry in METHODS.entries():
         if entry.cls is None:
             raise PluginError(f"The method {entry.name} cannot be imported: {entry.error}")
-        options = _printed(lambda cls=entry.cls: print_options({"method": cls}))  # type: ignore[misc]
+        options = _printed(print_options, {"method": entry.cls})
         options = options.partition("\n")[2] or "(no options)"  # its first line is the summary again
         looks_at = entry.cls.access.name.lower()
         parts.append(f"## {entry.name}\n\n{entry.summary}\n\nLooks at: {looks_at}.\n\n```text\n{options}\n```")
