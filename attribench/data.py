@@ -73,8 +73,10 @@ class ImageSet:
     def content_hash(self) -> str:
         """SHA-256 over shape, pixels, ids and labels: what enters artifact specifications."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for part in self.images.split(max(1, _HASHED_BYTES // max(1, self.images[:1].numel()))):
-            digest.update(part.numpy().ravel())  # a view, or a copy where channels are repeated
+        step = max(1, _HASHED_BYTES // max(1, self.images[:1].numel()))
+        for begin in range(0, len(self), step):
+            part = self.images[begin : begin + step].numpy()
+            digest.update(memoryview(part.ravel()))  # no copy, except where channels are repeated
         digest.update("\x1f".join(self.ids).encode())
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())

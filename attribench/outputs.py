@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from attribench.errors import AttribenchError, UsageError
 
 
 def writable_folder(option: str, folder: str | Path) -> Path:
-    """The folder as a path, made with its parents if it is missing, after a file was written there and removed.
+    """The folder as a path, after a file was written into it and removed; nothing is left behind.
 
     Args:
         option: what a message calls it, as ``--out``.
-        folder: what was passed.
+        folder: what was passed; if it is missing, the nearest folder above is looked at, where it would be made.
 
     Raises:
         UsageError: it is a file, or lies below one.
@@ -21,12 +22,11 @@ def writable_folder(option: str, folder: str | Path) -> Path:
     """
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".attribench-"):
+        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise UsageError(f"{option} {path} must be a folder, and {there} is not one: name another.")
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".attribench-"):
             pass
-    except (FileExistsError, NotADirectoryError) as error:
-        there = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), path)
-        raise UsageError(f"{option} {path} must be a folder, and {there} is a file: name another folder.") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise AttribenchError(f"{option} {path} cannot be written to ({reason}): name another folder.") from error

@@ -76,7 +76,7 @@ def levels(tags: Tags) -> tuple[int, int]:
 
 def described(tags: Tags) -> str:
     """The layout in the words of the TIFF standard, for a file that Pillow does not know how to read."""
-    number = tags.get(_PHOTOMETRIC)
+    number = tags.get(_PHOTOMETRIC, -1)
     names = {value: name for name, value in lookup(_PHOTOMETRIC).enum.items()}
     bits = ", ".join(str(count) for count in tags.get(_BITS, (1,)))
     order = "big" if getattr(tags, "prefix", b"II") == b"MM" else "little"

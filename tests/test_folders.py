@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,22 @@ def test_writing_into_the_images_does_not_reach_the_file(tmp_path: Path, store: 
     kept = found.images.images.clone()
     found.images.images.zero_()
     assert torch.equal(read_folder(tmp_path / "many", 8, store).images.images, kept)
+
+
+def test_files_are_found_by_content_and_odd_ones_are_named(tmp_path: Path, store: ArtifactStore) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    noise((20, 20)).save(folder / "no-suffix", "PNG")
+    noise((20, 20)).save(folder / "a.jfif", "JPEG")
+    noise((20, 20)).save(folder / "b.ppm")
+    os.mkfifo(folder / "pipe.png")
+    for name in (b"\xff.png", b"\xff.heic", b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"")
+    found = read_folder(folder, 8, store)
+    assert found.images.ids == ("a.jfif", "b.ppm", "no-suffix")
+    assert found.skipped == {
+        "pipe.png": "not a regular file (a pipe, socket or device)",
+        r"'\udcff.png'": "its name is not UTF-8",
+        r"'\udcff.heic'": "a format attribench does not read; convert it to PNG or JPEG",
+    }
+    assert found.others == (r"'\udcff.txt'",)

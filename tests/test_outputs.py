@@ -23,22 +23,24 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", forbidden)
 
 
-def test_missing_folders_are_made_and_nothing_is_left_in_them(tmp_path: Path) -> None:
+def test_missing_folders_are_no_obstacle_and_nothing_is_left_behind(tmp_path: Path) -> None:
     assert writable_folder("--out", str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert list((tmp_path / "a" / "b").iterdir()) == []
     assert writable_file("--out", tmp_path / "c" / "report.html") == tmp_path / "c" / "report.html"
-    assert list((tmp_path / "c").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(UsageError, match=r"--out .*file must be a folder, and .*file is a file"):
+    with pytest.raises(UsageError, match=r"--out .*file must be a folder, and .*file is not one"):
         writable_folder("--out", tmp_path / "file")
     for check in (writable_folder, writable_file):
-        with pytest.raises(UsageError, match=r"--out .* must be a folder, and .*file is a file"):
+        with pytest.raises(UsageError, match=r"--out .* must be a folder, and .*file is not one"):
             check("--out", tmp_path / "file" / "below" / "it")
     with pytest.raises(UsageError, match=r"--out .* is a folder: name a file"):
         writable_file("--out", tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"and .*broken is not one"):
+        writable_folder("--out", tmp_path / "broken")
     assert (tmp_path / "file").read_text() == "kept"
 
 

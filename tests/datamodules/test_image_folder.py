@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,20 @@ def test_what_is_missing_is_said(write: Write, tmp_path: Path) -> None:
     (root / "test" / "notes.txt").touch()
     with pytest.raises(DataError, match=r"test holds no images \(\.jpg"):
         ImageFolder(root).load()
+
+
+def test_content_decides_where_the_name_does_not(write: Write) -> None:
+    root = write("train/a.png", "test/b.png")
+    (root / "train" / "a.png").rename(root / "train" / "no-suffix")
+    (root / "train" / "notes.txt").write_text("no picture")
+    assert ImageFolder(root).train.ids == ("train/no-suffix",)
+
+
+def test_a_pipe_is_named_and_not_waited_for(write: Write) -> None:
+    root = write("train/a.png", "test/b.png")
+    os.mkfifo(root / "train" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: not a regular file"):
+        _ = ImageFolder(root).train
 
 
 def test_unreadable_images_are_named_and_never_skipped(write: Write) -> None:
