@@ -76,7 +76,7 @@ class ImageSet:
         step = max(1, _HASHED_BYTES // max(1, self.images[:1].numel()))
         for begin in range(0, len(self), step):
             part = self.images[begin : begin + step].numpy()
-            digest.update(memoryview(part.ravel()))  # no copy, except where channels are repeated
+            digest.update(part.ravel().data)  # no copy, except where channels are repeated
         digest.update("\x1f".join(self.ids).encode())
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())
