@@ -27,9 +27,9 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LEFT_OUT = frozenset((
     "commands", "configs", "counterfactual", "datamodules", "methods", "metrics", "reporting", "retraining",
     "__main__.py", "attribution.py", "benchmark.py", "choices.py", "cli.py", "configuration.py", "experiment.py",
-    "explanation.py", "folders.py", "gallery.py", "image_files.py", "images.py", "outputs.py", "protocol.py", "reading.py", "recipes.py", "record_files.py", "records.py",
-    "sweep.py", "testing.py", "tiff.py", "truth", "tuning.py",
-    "diffusion/losses.py", "diffusion/module.py", "diffusion/sampling.py", "diffusion/training.py",
+    "explanation.py", "folders.py", "gallery.py", "image_files.py", "images.py", "outputs.py", "protocol.py",
+    "reading.py", "recipes.py", "record_files.py", "records.py", "sweep.py", "testing.py", "tiff.py", "truth",
+    "tuning.py", "diffusion/losses.py", "diffusion/module.py", "diffusion/sampling.py", "diffusion/training.py",
 ))  # fmt: skip
 
 
