@@ -97,7 +97,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _file_sum(path: Path) -> str:
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -225,7 +226,7 @@ class ArtifactStore:
             if canonical(artifact.spec) != canonical(spec):
                 raise _DamagedError(f"{folder / SPEC} holds another specification than its name says")
         except _DamagedError as damage:
-            self._set_aside(kind, key, folder, str(damage))
+            self.set_aside(folder, str(damage))
             return None
         self.used[f"{kind}/{key}"] = artifact.num_bytes
         return artifact
@@ -329,7 +330,7 @@ class ArtifactStore:
         for file in sorted(folder.iterdir()):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-            files[file.name] = {"sha256": _file_sum(file), "bytes": file.stat().st_size}
+            files[file.name] = {"sha256": file_sum(file), "bytes": file.stat().st_size}
         body = {"format": _FORMAT, "kind": kind, "files": files, "info": dict(info)}
         text = canonical({**body, "checksum": digest_text(canonical(body))})
         with (folder / MANIFEST).open("w", encoding="utf-8") as handle:
@@ -362,13 +363,15 @@ class ArtifactStore:
                 path = folder / name
                 if not path.is_file():
                     raise _DamagedError(f"{path} is missing")
-                if path.stat().st_size != entry["bytes"] or _file_sum(path) != entry["sha256"]:
+                if path.stat().st_size != entry["bytes"] or file_sum(path) != entry["sha256"]:
                     raise _DamagedError(f"{path} does not match its checksum")
             self._verified.add(folder)
         return artifact
 
-    def _set_aside(self, kind: str, key: str, folder: Path, damage: str) -> None:
-        target = self.root / ".set-aside" / f"{kind.replace('/', '-')}-{key}-{secrets.token_hex(4)}"
+    def set_aside(self, folder: Path, damage: str) -> None:
+        """Move a damaged folder of this store to ``<root>/.set-aside`` and report what is wrong with it."""
+        name = "-".join(folder.relative_to(self.root).parts).lstrip(".")
+        target = self.root / ".set-aside" / f"{name}-{secrets.token_hex(4)}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)

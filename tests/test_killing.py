@@ -1,12 +1,14 @@
-"""A run killed at any moment goes on and ends in the same record; two runs side by side share the work.
+"""A run killed or interrupted at any moment goes on and ends in the same record; two runs side by side share the work.
 
 Every run is a forked child of one small script that has imported everything and computed nothing, so that a kill costs
-no second start. The child kills itself with SIGKILL at the n-th call of a function: nothing can be caught or cleaned up.
+no second start. The child sends itself a signal at the n-th call of a function: by default SIGKILL, so that nothing can
+be caught or cleaned up.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ import attribench.counterfactual.run, attribench.reporting.tables
 import sklearn.datasets, sklearn.model_selection, diffusers
 from attribench.cli import main
 
-def kill_at(target, number, before):
+def kill_at(target, number, before, signal_number):
     path, name = target.rsplit(".", 1)
     owner_path, _, owner_name = path.rpartition(":")
     owner = getattr(importlib.import_module(owner_path), owner_name) if owner_path else importlib.import_module(path)
@@ -28,10 +30,10 @@ def kill_at(target, number, before):
     def wrapper(*arguments, **options):
         calls[0] += 1
         if calls[0] == number and before:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal_number)
         result = original(*arguments, **options)
         if calls[0] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal_number)
         return result
     setattr(owner, name, wrapper)
 
@@ -44,11 +46,13 @@ def log_trainings(file):
         original(*arguments)
     training._fit = wrapper
 
-def fork(arguments, plan, log):
+def fork(arguments, plan, log, number, errors):
     child = os.fork()
     if child == 0:
+        if errors:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         if plan:
-            kill_at(*plan)
+            kill_at(*plan, number)
         if log:
             log_trainings(log)
         os._exit(main(arguments))
@@ -56,7 +60,8 @@ def fork(arguments, plan, log):
 
 for line in sys.stdin:
     order = json.loads(line)
-    children = [fork(arguments, order.get("kill"), order.get("log")) for arguments in order["runs"]]
+    how = [order.get("kill"), order.get("log"), order.get("signal", signal.SIGKILL), order.get("errors")]
+    children = [fork(arguments, *how) for arguments in order["runs"]]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(json.dumps(codes), flush=True)
 """
@@ -73,7 +78,7 @@ MOMENTS = [
     ("attribench.diffusion.losses.sample_noise", 20, True),
     ("attribench.diffusion.sampling.exact_float32", 1, True),
     ("attribench.scoring.score", 2, False),  # scores computed, not stored
-    ("attribench.diffusion.training.atomic_write", 2, False),  # a checkpoint of the target model is kept
+    ("attribench.diffusion.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
     ("attribench.benchmark.save_record", 1, True),
 ]
 
@@ -134,6 +139,40 @@ def test_a_killed_run_ends_in_the_same_record(
     assert driver(runs=[arguments(tmp_path)]) == [0]
     assert record(tmp_path) == undisturbed
     assert not list((tmp_path / "runs").rglob("*.tmp")), "leftovers are cleared"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),
+        ("attribench.diffusion.losses.sample_noise", 20, True),
+        ("attribench.scoring.score", 2, False),
+    ],
+    ids=["training", "losses", "scoring"],
+)
+def test_ctrl_c_ends_a_run_with_130_and_a_line_and_it_goes_on(
+    driver: Any, undisturbed: dict[str, Any], tmp_path: Path, moment: tuple[str, int, bool]
+) -> None:
+    errors = tmp_path / "errors"
+    assert driver(runs=[arguments(tmp_path)], kill=moment, signal=signal.SIGINT, errors=str(errors)) == [130]
+    said = errors.read_text()
+    assert said.endswith("attribench: interrupted; run the same command again to go on where it stopped.\n")
+    assert "Traceback" not in said
+    assert not list((tmp_path / "runs").rglob("*.tmp")), "what was being written is cleared"
+    assert driver(runs=[arguments(tmp_path)]) == [0]
+    assert record(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("call", [3, 4], ids=["inside a training", "in its last step"])
+def test_sigterm_ends_a_training_as_it_ends_any_program(
+    driver: Any, undisturbed: dict[str, Any], tmp_path: Path, call: int
+) -> None:
+    """As schedulers send it: neither put off to the next model nor answered with exit code 0."""
+    moment = ("attribench.diffusion.module:DiffusionModule.training_step", call, False)
+    assert driver(runs=[arguments(tmp_path)], kill=moment, signal=signal.SIGTERM) == [-signal.SIGTERM]
+    assert not list((tmp_path / "runs" / "models").glob("*/manifest.json"))
+    assert driver(runs=[arguments(tmp_path)]) == [0]
+    assert record(tmp_path) == undisturbed
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-import os
-import time
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,19 +13,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from attribench.artifacts import atomic_write
 from attribench.device import single_thread
 from attribench.diffusion.module import DiffusionModule
 from attribench.diffusion.network import build_network
+from attribench.diffusion.unfinished import UnfinishedTraining
 from attribench.errors import ArtifactError
 from attribench.seeding import derive_seed
 from attribench.settings import ModelSettings, TrainingSettings
-
-RESUME_FILE = "resume.ckpt"
 
 
 class _ImageBatches(Dataset[Tensor]):
@@ -69,46 +68,6 @@ class _ReportSteps(L.Callback):
         self._report(1.0)
 
 
-class _SaveResume(L.Callback):
-    """Saves Lightning's own checkpoint at the end of an epoch when the last one is old enough."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
-        self._last = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        last_epoch = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
-        if last_epoch or time.monotonic() - self._last < self._seconds:
-            return
-        temporary = self._path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        self._last = time.monotonic()
-
-
-class _KeepCheckpoints(L.Callback):
-    """Writes the network's weights at the given optimizer steps."""
-
-    def __init__(self, folder: Path, steps: list[int]) -> None:
-        self._folder, self._steps = folder, set(steps)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step in self._steps:
-            assert isinstance(module, DiffusionModule)
-            atomic_write(self._folder / checkpoint_name(trainer.global_step), save(_weights(module.network)))
-
-
-def checkpoint_name(step: int) -> str:
-    """File name of the weights after ``step`` optimizer steps."""
-    return f"checkpoint-{step:08d}.safetensors"
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-
-
 def num_steps(num_images: int, settings: TrainingSettings) -> int:
     """Optimizer steps of a training on ``num_images`` images."""
     return settings.epochs * math.ceil(num_images / settings.batch_size)
@@ -127,6 +86,7 @@ def train_network(
     work: Path,
     device: torch.device,
     *,
+    identity: str = "",
     keep_checkpoints: bool = False,
     checkpoint_seconds: float = 60.0,
     devices: str = "auto",
@@ -138,11 +98,15 @@ def train_network(
         images: uint8 ``(N, C, H, W)``.
         seed: decides initial weights, order, noise, flips and dropout.
         work: folder for the unfinished state; kept checkpoints are written there too.
+        identity: says which training this is; the unfinished state of one with another identity is refused.
         keep_checkpoints: keep ``training.num_checkpoints`` models of the course of the training in ``work``.
         report: called with the number of optimizer steps just done.
 
     Returns:
         The trained network on the CPU, in evaluation mode.
+
+    Raises:
+        UnusableStateError: the unfinished state in ``work`` is damaged or of another training.
     """
     _quiet_lightning()
     total = num_steps(len(images), training)
@@ -152,21 +116,16 @@ def train_network(
         sampler=_EpochShuffle(len(images), seed),
         collate_fn=_identity,
     )
-    callbacks: list[L.Callback] = [_SaveResume(work / RESUME_FILE, checkpoint_seconds), _ReportSteps(report)]
-    if keep_checkpoints:
-        callbacks.append(_KeepCheckpoints(work, checkpoint_steps(total, training.num_checkpoints)))
-    trainer = L.Trainer(
+    kept_steps = checkpoint_steps(total, training.num_checkpoints) if keep_checkpoints else []
+    unfinished = UnfinishedTraining(work, identity, checkpoint_seconds, kept_steps)
+    epochs_done = unfinished.epochs_done()
+    trainer = _trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=[device.index or 0] if device.type == "cuda" and devices == "auto" else _parse_devices(devices, device),
-        precision=training.precision,  # type: ignore[arg-type]
+        precision=training.precision,
         max_epochs=training.epochs,
         gradient_clip_val=training.gradient_clip,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        callbacks=[unfinished, _ReportSteps(report)],
         default_root_dir=work,
     )
     cuda_devices = [device.index or 0] if device.type == "cuda" else []
@@ -176,35 +135,47 @@ def train_network(
         module = DiffusionModule(
             build_network(model, (images.shape[1], images.shape[2], images.shape[3])), training, total, seed
         )
-        _fit(trainer, module, loader, work / RESUME_FILE, report, math.ceil(len(images) / training.batch_size))
+        if epochs_done:
+            report(float(epochs_done * math.ceil(len(images) / training.batch_size)))
+        _fit(trainer, module, loader, unfinished.resume_file if epochs_done else None)
     return module.network.to("cpu").eval()
 
 
-def _fit(
-    trainer: L.Trainer,
-    module: DiffusionModule,
-    loader: DataLoader[Tensor],
-    resume: Path,
-    report: Callable[[float], None],
-    steps_per_epoch: int,
-) -> None:
-    checkpoint: Path | None = None
-    if resume.is_file():
-        try:
-            state = torch.load(resume, map_location="cpu", weights_only=True)
-            report(float(state["epoch"] + 1) * steps_per_epoch)
-            checkpoint = resume
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError):
-            resume.unlink()  # not readable: from the start, which gives the same model
+def _trainer(**arguments: Any) -> L.Trainer:
+    """A trainer that the environment has no say in, whatever started this process.
+
+    Lightning takes arguments that it is not given from variables (``PL_TRAINER_…``), so it is given them all; and a
+    training takes the devices it is given, not those of a launcher's processes (SLURM, torchrun, LSF, MPI).
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(L.Trainer).parameters.items()}
+    ours = {
+        "plugins": [LightningEnvironment()],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+    return L.Trainer(**{**defaults, **ours, **arguments})
+
+
+def _fit(trainer: L.Trainer, module: DiffusionModule, loader: DataLoader[Tensor], checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except RuntimeError as error:
         if "PytorchStreamWriter" in str(error) or "No space left" in str(error):
             raise ArtifactError(
-                f"The unfinished training could not be saved in {resume.parent}: is the disk full? Free some space or pass "
-                "another --workdir, then run the same command again."
+                f"The unfinished training could not be saved in {trainer.default_root_dir}: is the disk full? Free some "
+                "space or pass another --workdir, then run the same command again."
             ) from error
         raise
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit of its own out of Ctrl-C
+            raise end.__context__ from None
+        raise
+    finally:
+        if trainer.received_sigterm:  # Lightning keeps it from its handler, which is back by now, and exits with 0
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _identity(batch: Any) -> Any:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribench.artifacts import Artifact, ArtifactStore, Staging
+from attribench.artifacts import Artifact, ArtifactStore, Staging, canonical
 from attribench.data import ImageSet
 from attribench.device import resolve_device, single_thread
 from attribench.diffusion.losses import denoising_losses
-from attribench.diffusion.training import checkpoint_name, checkpoint_steps, load_network, num_steps, train_network
+from attribench.diffusion.training import checkpoint_steps, load_network, num_steps, train_network
+from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.recipes import LOSSES, TRAINING, recipe
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
@@ -128,18 +130,26 @@ class TrainJob:
         def build(staging: Staging) -> None:
             images = load_images(store, self.train_hash).images
             work = store.working_folder("models", self.spec)
-            network = train_network(
+            train = partial(
+                train_network,
                 images if self.indices is None else images[list(self.indices)],
                 self.model,
                 self.training,
                 self.seed,
                 work,
                 resolve_device(runtime.accelerator, worker),
+                identity=canonical(self.spec),
                 keep_checkpoints=self.num_checkpoints > 0,
                 checkpoint_seconds=runtime.checkpoint_seconds,
                 devices=runtime.devices,
                 report=lambda steps: report(steps * self.training.batch_size * TRAINING_COST),
             )
+            try:
+                network = train()
+            except UnusableStateError as damage:
+                store.set_aside(work, str(damage))
+                store.working_folder("models", self.spec)
+                network = train()
             staging.save_tensors("model", network.state_dict())
             indices = range(len(images)) if self.indices is None else self.indices
             staging.save_tensors("indices", {"indices": torch.tensor(indices)})

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from attribench.diffusion import training as training_module
-from attribench.diffusion.training import RESUME_FILE, checkpoint_name, checkpoint_steps, num_steps, train_network
+from attribench.diffusion.training import checkpoint_steps, num_steps, train_network
+from attribench.diffusion.unfinished import RESUME_FILE, checkpoint_name
 from attribench.errors import AttribenchError
 from attribench.settings import Settings
 
@@ -86,14 +88,69 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model_bit_for_bit(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
-def test_an_unreadable_resume_file_means_from_the_start(
-    tiny_settings: Settings, images: torch.Tensor, tmp_path: Path
+LAUNCHERS = {
+    "slurm": {
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_JOB_ID": "11",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NODELIST": "node[1-2]",
+    },
+    "torchrun": {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "29500",
+        "TORCHELASTIC_RUN_ID": "none",
+    },
+    "lsf": {
+        "LSB_JOBID": "11",
+        "LSB_HOSTS": "batch node1 node1",
+        "LSB_DJOB_RANKFILE": "ranks",
+        "JSM_NAMESPACE_SIZE": "2",
+        "JSM_NAMESPACE_RANK": "1",
+        "JSM_NAMESPACE_LOCAL_RANK": "1",
+    },
+    "lightning": {
+        "PL_TRAINER_MAX_STEPS": "2",
+        "PL_TRAINER_LIMIT_TRAIN_BATCHES": "1",
+        "PL_TRAINER_ACCUMULATE_GRAD_BATCHES": "2",
+        "PL_TRAINER_NUM_NODES": "2",
+    },
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_what_started_the_process_does_not_matter(
+    tiny_settings: Settings, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / RESUME_FILE).write_bytes(b"PK\x03\x04 torn")
+    """A training is one process, and the same, under any launcher: killed and gone on with as well."""
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "launched").mkdir()
+    (tmp_path / "ranks").write_text("launching\nnode1\nnode1\n")
+    monkeypatch.chdir(tmp_path)
     arguments = (images, tiny_settings.model, tiny_settings.training, 7)
-    assert same(train_network(*arguments, tmp_path / "whole", CPU), train_network(*arguments, tmp_path / "torn", CPU))
+    alone = train_network(*arguments, tmp_path / "alone", CPU)
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # what Lightning makes of these variables when it is imported
+    steps: list[float] = []
+
+    def kill(amount: float) -> None:
+        steps.append(amount)
+        if len(steps) == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_network(*arguments, tmp_path / "launched", CPU, checkpoint_seconds=0, report=kill)
+    assert (tmp_path / "launched" / RESUME_FILE).exists()
+    assert same(alone, train_network(*arguments, tmp_path / "launched", CPU))
 
 
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine(
@@ -121,6 +178,7 @@ def test_the_learning_rate_warms_up_then_falls_as_a_cosine(
 
 def test_training_lowers_the_loss(tiny_settings: Settings, tmp_path: Path) -> None:
     from attribench.diffusion.losses import denoising_losses
+
     from attribench.diffusion.network import build_network
 
     images = torch.full((32, 1, 8, 8), 30, dtype=torch.uint8)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +85,6 @@ def test_every_job_runs_once_and_the_bar_ends_full(tmp_path: Path, runtime: Runt
 
 
 def test_a_job_that_another_process_holds_is_put_off_not_done_twice(tmp_path: Path, runtime: Runtime) -> None:
-    import threading
-
     store, bar = ArtifactStore(tmp_path / "runs"), Bar()
     jobs = [Sum(number, str(tmp_path / "log")) for number in range(3)]
     release = threading.Event()
@@ -145,3 +146,22 @@ def test_little_work_stays_in_this_process(tmp_path: Path) -> None:
     assert isinstance(make_executor(jobs, store, Runtime(accelerator="cpu"), Progress()), InProcessExecutor)
     explicit = make_executor(jobs, store, Runtime(accelerator="cpu", workers=2), Progress())
     assert isinstance(explicit, ProcessExecutor)
+
+
+def test_ctrl_c_ends_the_workers_too(tmp_path: Path, runtime: Runtime) -> None:
+    store, lines = ArtifactStore(tmp_path / "runs"), tmp_path / "log"
+    jobs = [Sum(number, str(lines), company=3) for number in range(2)]  # they wait for one that never comes
+
+    def interrupt() -> None:
+        while not lines.exists() or len(log(lines)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        ProcessExecutor(store, runtime, Progress(), 2).run(jobs, Bar())
+    children = multiprocessing.active_children()
+    for child in children:
+        child.join(20)
+    assert not any(child.is_alive() for child in children)
+    assert not any(job.find(store) for job in jobs)
