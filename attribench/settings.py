@@ -10,6 +10,10 @@ from attribench.errors import UsageError
 #: The query sets of a run, in the order tables show them.
 QUERY_SETS = ("validation", "generation")
 
+#: What a model can be trained with; Lightning's older names below mean the same.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+_OLDER_PRECISIONS = ("32", "bf16", "16", "64")
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -75,7 +79,7 @@ class TrainingSettings:
         gradient_clip: largest norm of a gradient.
         horizontal_flip: mirror half of the images at random.
         num_checkpoints: models kept of the target's training, evenly spaced, the last one included.
-        precision: Lightning's precision, e.g. ``32-true`` or ``bf16-mixed``.
+        precision: Lightning's: ``32-true``, ``bf16-mixed``, ``16-mixed`` (needs a GPU) or ``64-true``.
         seed: root of the training seeds; the target model's own.
     """
 
@@ -97,6 +101,10 @@ class TrainingSettings:
         _require(0 <= self.warmup_fraction <= 1, "--training.warmup_fraction must be in [0, 1].")
         _require(self.gradient_clip > 0, "--training.gradient_clip must be positive.")
         _require(self.num_checkpoints >= 1, "--training.num_checkpoints must be at least 1.")
+        _require(
+            self.precision in PRECISIONS + _OLDER_PRECISIONS,
+            f"--training.precision {self.precision!r} is not supported. Choose one of: {', '.join(PRECISIONS)}.",
+        )
 
 
 @dataclass(frozen=True)

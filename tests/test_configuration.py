@@ -99,6 +99,21 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert changed.settings.training.batch_size == 64, "the rest of the section stays"
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "transformer-engine", "float32", ""])
+def test_a_precision_that_models_cannot_be_trained_with_is_refused_with_those_that_can(precision: str) -> None:
+    with pytest.raises(UsageError, match=r"32-true, bf16-mixed, 16-mixed, 64-true") as caught:
+        resolve("digits", "small", [], {"training": {"precision": precision}})
+    assert f"--training.precision {precision!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64"])
+def test_a_precision_keeps_its_name(precision: str) -> None:
+    """Models are filed under it, those trained under Lightning's older names too."""
+    assert (
+        resolve("digits", "small", [], {"training": {"precision": precision}}).settings.training.precision == precision
+    )
+
+
 def test_an_option_set_to_the_preset_s_own_value_changes_nothing() -> None:
     assert resolve("digits", "small", [], {"training": {"epochs": "150"}}).overrides == {}
 

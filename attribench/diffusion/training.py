@@ -22,7 +22,7 @@ from attribench.device import single_thread
 from attribench.diffusion.module import DiffusionModule
 from attribench.diffusion.network import build_network
 from attribench.diffusion.unfinished import UnfinishedTraining
-from attribench.errors import ArtifactError
+from attribench.errors import ArtifactError, UsageError
 from attribench.seeding import derive_seed
 from attribench.settings import ModelSettings, TrainingSettings
 
@@ -107,7 +107,10 @@ def train_network(
 
     Raises:
         UnusableStateError: the unfinished state in ``work`` is damaged or of another training.
+        UsageError: the device cannot compute with this precision.
     """
+    if device.type == "cpu" and training.precision in ("16-mixed", "16"):
+        raise UsageError("--training.precision 16-mixed needs a GPU. Choose bf16-mixed or 32-true on a CPU.")
     _quiet_lightning()
     total = num_steps(len(images), training)
     loader = DataLoader(

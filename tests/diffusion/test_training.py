@@ -9,9 +9,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from attribench.diffusion import training as training_module
+from attribench.diffusion.network import build_network
 from attribench.diffusion.training import checkpoint_steps, num_steps, train_network
 from attribench.diffusion.unfinished import RESUME_FILE, checkpoint_name
-from attribench.errors import AttribenchError
+from attribench.errors import AttribenchError, UsageError
 from attribench.settings import Settings
 
 CPU = torch.device("cpu")
@@ -153,6 +154,29 @@ def test_what_started_the_process_does_not_matter(
     assert same(alone, train_network(*arguments, tmp_path / "launched", CPU))
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions_change_a_model_by_no_more_than_their_rounding(
+    tiny_settings: Settings, images: torch.Tensor, tmp_path: Path, precision: str
+) -> None:
+    def weights(precision: str) -> torch.Tensor:
+        (tmp_path / precision).mkdir()
+        settings = replace(tiny_settings.training, precision=precision)
+        network = train_network(images, tiny_settings.model, settings, 7, tmp_path / precision, CPU)
+        return torch.nn.utils.parameters_to_vector(network.parameters()).detach().double()
+
+    difference = (weights(precision) - weights("32-true")).norm()
+    start = build_network(tiny_settings.model, (1, 8, 8))
+    assert 0 < difference < 0.1 * torch.nn.utils.parameters_to_vector(start.parameters()).norm()
+
+
+def test_half_precision_on_a_cpu_is_refused_not_replaced(
+    tiny_settings: Settings, images: torch.Tensor, tmp_path: Path
+) -> None:
+    settings = replace(tiny_settings.training, precision="16-mixed")
+    with pytest.raises(UsageError, match=r"16-mixed needs a GPU.*bf16-mixed or 32-true"):
+        train_network(images, tiny_settings.model, settings, 7, tmp_path, CPU)
+
+
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine(
     tiny_settings: Settings, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,8 +202,6 @@ def test_the_learning_rate_warms_up_then_falls_as_a_cosine(
 
 def test_training_lowers_the_loss(tiny_settings: Settings, tmp_path: Path) -> None:
     from attribench.diffusion.losses import denoising_losses
-
-    from attribench.diffusion.network import build_network
 
     images = torch.full((32, 1, 8, 8), 30, dtype=torch.uint8)
     trained = train_network(images, tiny_settings.model, replace(tiny_settings.training, epochs=30), 7, tmp_path, CPU)
