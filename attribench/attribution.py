@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from attribench.artifacts import ArtifactStore, Spec, Staging, atomic_write
+from attribench.checks import instances
 from attribench.configuration import MethodConfig
 from attribench.data import ImageSet
 from attribench.device import resolve_device
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import UsageError
-from attribench.explanation import Explained, Explanation, explained
+from attribench.explanation import Explained, Explanation, explained, knows_where
 from attribench.folders import Folder, read_folder, same_channels
 from attribench.image_files import some
 from attribench.images import Channels
 from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
 from attribench.progress import Progress
 from attribench.records import row_name
-from attribench.scoring import Scoring, require
+from attribench.scoring import Scoring, access_of, require
 from attribench.settings import Runtime
 
 #: Root of the noise; the seed of the benchmark's target model.
@@ -112,12 +113,12 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
         UsageError: the method needs a model.
         DataError: a folder does not exist, or holds no image that can be read.
     """
-    if config.cls.access > Access.DATA:
+    if access_of(config.cls) > Access.DATA:
         raise UsageError(
             f"{config.name} looks at a model, and there is none here: use a method that compares images, such as nda, "
             "pixel or clip."
         )
-    method = config.cls(**config.options)
+    ((_, method),) = instances([config])
     device = resolve_device(runtime.accelerator)
     store = ArtifactStore(Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message)
     train, queries = same_channels(
@@ -196,8 +197,7 @@ def _explanations(
     progress: Progress,
 ) -> Sequence[Explanation | None]:
     """Evidence for the first train images of each query, kept in the store a query at a time."""
-    knows = type(method).explain is not AttributionMethod.explain
-    if not knows or order.shape[1] == 0:
+    if not knows_where(method) or order.shape[1] == 0:
         return [None] * len(queries)
     found = []
     with progress.task(f"{scoring.name}: heat maps of {len(queries)} queries", len(queries)) as task:

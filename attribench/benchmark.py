@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from attribench.artifacts import canonical, digest_text
+from attribench.checks import instances, without_refused
 from attribench.choices import load_choice
 from attribench.configuration import Config, MethodConfig, typed
 from attribench.data import AttributionDataModule, ImageSet
@@ -17,6 +18,7 @@ from attribench.device import resolve_device
 from attribench.errors import UsageError
 from attribench.experiment import Experiment, GroundTruth
 from attribench.gallery import Gallery
+from attribench.json_values import json_value
 from attribench.method import Queries
 from attribench.metrics.ceiling import noise_ceiling
 from attribench.metrics.comparison import ranks_over_subsets
@@ -73,9 +75,11 @@ def run(
     chosen = (
         [apply_choice(method, experiment, config, results, protocol) for method in config.methods] if tuned else None
     )
-    # Bad options fail before any work.
-    methods = [(method, method.cls(**method.options)) for method in chosen or config.methods]
     halves = experiment.halves if protocol == "strict" else None
+    outcome = Outcome()
+    methods = without_refused(instances(chosen or config.methods), experiment, outcome.skipped)
+    if not methods:
+        return outcome
 
     experiment.prepare()
     queries = {name: experiment.queries(name) for name in QUERY_SETS}
@@ -83,7 +87,6 @@ def run(
 
     ceilings = {key: ceiling(restricted(ground_truths[key], key, halves)) for key in QUERY_SETS}
 
-    outcome = Outcome()
     for method_config, scoring in scorings(experiment, methods, outcome.skipped):
         scores = scoring.scores(queries)
         parts = {key: reported(scores[key], queries[key], ground_truths[key], halves) for key in QUERY_SETS}
@@ -100,9 +103,11 @@ def open_experiment(config: Config, runtime: Runtime, progress: Progress) -> Exp
     """Load the data and put it together with the setting.
 
     Raises:
-        UsageError: the data set's label is another known data set's name, so their results would be mixed.
+        UsageError: the data set's label is another known data set's name, so their results would be mixed, or its
+            options are such as no record can hold.
     """
     resolve_device(runtime.accelerator)  # a wrong --accelerator fails before any work
+    recorded_data(config)
     data: AttributionDataModule = config.data_class(**config.data)
     if data.label != config.dataset and data.label in DATAMODULES.names():
         raise UsageError(f"This data set may not be called {data.label!r}: another data set is. Change its label.")
@@ -161,7 +166,7 @@ def ceiling(truth: GroundTruth) -> CeilingRecord | None:
         return None
     return CeilingRecord(
         lds=found.lds,
-        interval=_interval(found.interval),
+        interval=_interval(found.interval) if truth.draws.shape[-1] > 1 else None,
         replicates="training seeds" if seeds > 1 else "noise draws",
         num_replicates=seeds if seeds > 1 else draws,
         agreement=found.agreement,
@@ -184,15 +189,15 @@ def _interval(interval: Interval) -> IntervalRecord:
 def evaluate(
     scores: Tensor, queries: Queries, truth: GroundTruth, ceiling: CeilingRecord | None = None
 ) -> QuerySetResult:
-    """The LDS of scores against a ground truth, with its intervals."""
+    """The LDS of scores against a ground truth, with its intervals where there are several queries."""
     per_query = linear_datamodeling_score(scores, truth.masks, truth.outputs)
     predictions = predict_outputs(scores, truth.masks)
     mean, std = published_bootstrap(predictions, truth.outputs)
     return QuerySetResult(
         lds=per_query.mean().item(),
-        interval=_interval(lds_interval(predictions, truth.outputs)),
+        interval=_interval(lds_interval(predictions, truth.outputs)) if len(queries) > 1 else None,
         published_bootstrap=PublishedBootstrap(mean=mean, std=std, num_resamples=64),
-        standard_error=standard_error(per_query),
+        standard_error=standard_error(per_query) if len(queries) > 1 else None,
         undefined_queries=int(undefined_queries(scores, truth.masks, truth.outputs).sum()),
         per_query=per_query.tolist(),
         query_ids=list(queries.ids),
@@ -214,7 +219,7 @@ def make_record(
     return Record(
         **setting_description(config, experiment),
         **method_description(method, scoring),
-        overrides=config.overrides_without("counterfactual"),
+        overrides=json_value(config.overrides_without("counterfactual")),
         settings=config.settings.without("counterfactual"),
         setting_hash=setting_hash(experiment, config),
         protocol=protocol,
@@ -223,13 +228,25 @@ def make_record(
     )
 
 
+def recorded_data(config: Config) -> dict[str, Any]:
+    """The data set's options as records have them.
+
+    Where data lies and whether it may be downloaded is this machine's affair; what it holds is in the hash.
+
+    Raises:
+        UsageError: one of them has no JSON form.
+    """
+    return {
+        key: json_value(value, f"data.{key}") for key, value in config.data.items() if key not in ("root", "download")
+    }
+
+
 def setting_description(config: Config, experiment: Experiment) -> dict[str, Any]:
     """Fields of a :class:`~attribench.record_files.MethodRecord` that all rows of a table share."""
     return {
         "dataset": experiment.label,
         "preset": config.preset,
-        # Where data lies and whether it may be downloaded is this machine's affair; what it holds is in the hash.
-        "data": {key: value for key, value in config.data.items() if key not in ("root", "download")},
+        "data": recorded_data(config),
         "num_train": len(experiment.train),
         "image_shape": list(experiment.train.image_shape),
         "train_hash": experiment.train.content_hash,
@@ -242,7 +259,7 @@ def method_description(method: MethodConfig, scoring: Scoring) -> dict[str, Any]
     return {
         "method": row_name(method.name, method.changed),
         "method_class": f"{method.cls.__module__}.{method.cls.__qualname__}",
-        "options": method.options,
+        "options": json_value(method.options),
         "access": method.cls.access.name,
         "tuned_on": method.tuned_on,
         "versions": scoring.versions,

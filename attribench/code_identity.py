@@ -26,7 +26,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 #: ``methods`` enter with the classes that consist of them.
 LEFT_OUT = frozenset((
     "commands", "configs", "counterfactual", "datamodules", "methods", "metrics", "reporting", "retraining",
-    "__main__.py", "attribution.py", "benchmark.py", "choices.py", "cli.py", "configuration.py", "experiment.py",
+    "__main__.py", "attribution.py", "benchmark.py", "checks.py", "choices.py", "cli.py", "configuration.py", "experiment.py",
     "explanation.py", "folders.py", "gallery.py", "image_files.py", "images.py", "outputs.py", "protocol.py",
     "reading.py", "recipes.py", "record_files.py", "records.py", "sweep.py", "testing.py", "tiff.py", "truth",
     "tuning.py", "diffusion/losses.py", "diffusion/module.py", "diffusion/sampling.py", "diffusion/training.py",
@@ -137,7 +137,9 @@ def _unit(file: Path) -> tuple[Path, list[Path]]:
 @cache
 def _methods() -> Path:
     spec = find_spec("attribench.methods")  # not always below ROOT: elsewhere where attribench is installed editable
-    return Path(((spec and spec.submodule_search_locations) or [ROOT / "methods"])[0])
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0])
 
 
 def _imported(file: Path) -> Iterator[str]:

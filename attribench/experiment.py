@@ -118,6 +118,10 @@ class Experiment:
         """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
         return Queries.of(self._query_images(name, task), name)
 
+    def query_ids(self, name: str) -> tuple[str, ...]:
+        """The names of a query set's queries, known before any of them is generated."""
+        return self.validation.ids if name == "validation" else _generated_ids(self.settings.generation.num_images)
+
     def measure_losses(self, name: str, task: Task) -> None:
         """Measure every subset model's losses on a query set."""
         images = self._query_images(name)
@@ -249,7 +253,11 @@ class Experiment:
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""
         images = artifact.load_tensors("images")["images"]
-        return ImageSet(images, tuple(f"generation-{seed}" for seed in range(len(images))))
+        return ImageSet(images, _generated_ids(len(images)))
+
+
+def _generated_ids(count: int) -> tuple[str, ...]:
+    return tuple(f"generation-{seed}" for seed in range(count))
 
 
 class TargetModels:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attribench.artifacts import atomic_write
 from attribench.benchmark import open_experiment
+from attribench.checks import instances, require_early
 from attribench.configuration import Config
 from attribench.data import ImageSet
 from attribench.errors import UsageError, nearest
@@ -118,10 +119,13 @@ def explain_query(
     if top < 1:
         raise UsageError("--top must be at least 1.")
     (method_config,) = config.methods
-    method = method_config.cls(**method_config.options)
+    ((_, method),) = instances(config.methods)
+    if not knows_where(method):
+        raise UsageError(f"{method_config.name} compares images as a whole: it has no evidence by region to show.")
     experiment = open_experiment(config, runtime, terminal_progress())
+    number = _number(query, query_set, experiment.query_ids(query_set))
+    require_early([(method_config, method)], experiment)
     queries = experiment.queries(query_set)
-    number = _number(query, queries)
     context = make_context(experiment, method, method_config)
     require(method, method_config.name, context)
     start(method, context)
@@ -138,12 +142,16 @@ def explain_query(
     return found, [*paths, maps]
 
 
-def _number(query: str, queries: Queries) -> int:
-    if query in queries.ids:
-        return queries.ids.index(query)
-    if query.isdecimal() and int(query) < len(queries):
+def knows_where(method: AttributionMethod) -> bool:
+    """Whether a method has spatial evidence."""
+    return type(method).explain is not AttributionMethod.explain
+
+
+def _number(query: str, query_set: str, ids: Sequence[str]) -> int:
+    if query in ids:
+        return ids.index(query)
+    if query.isdecimal() and int(query) < len(ids):
         return int(query)
     raise UsageError(
-        f"There is no query {query!r} in {queries.name}: a number from 0 to {len(queries) - 1}, or an id such as "
-        f"{queries.ids[0]!r}."
+        f"There is no query {query!r} in {query_set}: a number from 0 to {len(ids) - 1}, or an id such as {ids[0]!r}."
     )

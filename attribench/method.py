@@ -191,7 +191,8 @@ class AttributionMethod(ABC):
     """Scores how strongly each train image shaped each query.
 
     Subclass it, declare ``access``, implement :meth:`attribute`. The parameters of ``__init__`` are the method's whole
-    configuration: typed, they appear as ``--method.NAME`` on the command line with help from the docstring.
+    configuration: typed, they appear as ``--method.NAME`` on the command line with help from the docstring. Their values are
+    recorded, so they are such as :func:`attribench.json_values.json_value` takes.
     """
 
     access: ClassVar[Access]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from attribench.json_values import json_value
 from attribench.progress import Progress, silent_progress
 from attribench.record_files import Frozen, MethodRecord, load_attachment, load_file, safe, save_file, shortened
 
@@ -29,6 +30,33 @@ class IntervalRecord(Frozen):
     resampled: str
 
 
+class MeasuredLDS(Frozen):
+    """A mean LDS, in −1…1; tables show it × 100.
+
+    Attributes:
+        interval: of the mean over queries; None where there is one query alone.
+    """
+
+    lds: float
+    interval: IntervalRecord | None = None
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end, the LDS itself where there is none."""
+        return self.lds if self.interval is None else self.interval.low
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end, the LDS itself where there is none."""
+        return self.lds if self.interval is None else self.interval.high
+
+    @property
+    def text(self) -> str:
+        """LDS × 100 with its interval: ``51.4 [48.2, 54.4]``."""
+        shown = f"{100 * self.lds:.1f}"
+        return shown if self.interval is None else f"{shown} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
 class PublishedBootstrap(Frozen):
     """The statistic that published tables give: mean and standard deviation over resamples of the subsets only."""
 
@@ -37,38 +65,34 @@ class PublishedBootstrap(Frozen):
     num_resamples: int
 
 
-class CeilingRecord(Frozen):
-    """The noise ceiling of a query set's ground truth; see :func:`attribench.metrics.noise_ceiling`.
+class CeilingRecord(MeasuredLDS):
+    """The noise ceiling of a query set's ground truth: what a perfect method would reach, in 0…1.
+
+    See :func:`attribench.metrics.noise_ceiling`.
 
     Attributes:
-        lds: what a perfect method would reach, in 0…1.
         replicates: what was compared: ``training seeds``, or ``noise draws`` of one seed (the ceiling is then too high).
         num_replicates: how many of them.
         agreement: mean Spearman correlation between two of them.
     """
 
-    lds: float
-    interval: IntervalRecord
     replicates: Literal["training seeds", "noise draws"]
     num_replicates: int
     agreement: float
 
 
-class QuerySetResult(Frozen):
+class QuerySetResult(MeasuredLDS):
     """The LDS of one method on one query set.
 
     Attributes:
-        lds: mean over queries, in −1…1; tables show it × 100.
         per_query: the LDS of every query, in the order of ``query_ids``.
         undefined_queries: queries whose correlation is undefined (constant prediction or output); each counts as 0.
-        standard_error: of the mean, over queries alone.
+        standard_error: of the mean, over queries alone; None where there is one alone.
         ceiling: what a perfect method would reach on this ground truth; None where nothing was measured twice.
     """
 
-    lds: float
-    interval: IntervalRecord
     published_bootstrap: PublishedBootstrap
-    standard_error: float
+    standard_error: float | None = None
     undefined_queries: int
     per_query: list[float]
     query_ids: list[str]
@@ -123,7 +147,7 @@ class Record(MethodRecord):
 
 def row_name(name: str, changed: dict[str, Any]) -> str:
     """``"nda"``, or ``"nda[top_k=5]"`` when options were changed by the caller."""
-    text = ",".join(f"{key}={value}" for key, value in sorted(changed.items()))
+    text = ",".join(f"{key}={value}" for key, value in sorted(json_value(changed).items()))
     return f"{name}[{shortened(text)}]" if text else name
 
 

@@ -21,6 +21,7 @@ from attribench.device import resolve_device
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AttribenchError, UsageError
 from attribench.experiment import Experiment
+from attribench.json_values import json_value
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, score, start
 from attribench.records import CostRecord, row_name
 from attribench.shared import SharedStore, Usage
@@ -31,9 +32,7 @@ _QUERIES_PER_PIECE = 64
 
 def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
     """What ``method`` gets to work with; models, and what was made from them, only as far as it declared."""
-    access = getattr(type(method), "access", None)
-    if not isinstance(access, Access):
-        raise AttribenchError(f"{type(method).__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
+    access = access_of(type(method))
     return AttributionContext(
         train=experiment.train,
         schedule=NoiseSchedule(),
@@ -45,6 +44,18 @@ def make_context(experiment: Experiment, method: AttributionMethod, config: Meth
         progress=experiment.progress,
         shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
     )
+
+
+def access_of(cls: type[Any]) -> Access:
+    """What a method class declares.
+
+    Raises:
+        AttribenchError: it declares nothing.
+    """
+    access = getattr(cls, "access", None)
+    if not isinstance(access, Access):
+        raise AttribenchError(f"{cls.__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
+    return access
 
 
 def require(method: AttributionMethod, name: str, context: AttributionContext) -> None:
@@ -90,17 +101,16 @@ class Scoring:
         self._store = store
         self._method, self._context, self._progress = method, context, context.progress
         self.name = row_name(config.name, config.changed)
+        inputs = method.inputs_hash()
         self.spec: Spec = {
             "method": f"{config.cls.__module__}.{config.cls.__qualname__}",
-            "options": config.options,
-            "code": method_hash(config.cls),
+            "options": json_value(config.options, "method"),
+            "code": method_hash(config.cls),  # type: ignore[arg-type]
             "train": context.train.content_hash,
             "seed": context.seed,
             "weights": weights,
+            **({"inputs": inputs} if inputs else {}),
         }
-        inputs = method.inputs_hash()
-        if inputs:
-            self.spec = {**self.spec, "inputs": inputs}
         self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
         self.hardware: dict[str, Any] = {}
         self.versions: dict[str, str] = {}

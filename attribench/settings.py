@@ -152,6 +152,9 @@ class GroundTruthSettings:
             self.num_subsets >= 2,
             f"--ground_truth.num_subsets is {self.num_subsets}: a correlation over subsets needs at least 2.",
         )
+        _require(
+            self.num_subsets <= 16_000, "--ground_truth.num_subsets must be at most 16000: ranks are kept in 16 bits."
+        )
         _require(self.num_seeds >= 1, "--ground_truth.num_seeds must be at least 1.")
         _require(0 < self.subset_fraction < 1, "--ground_truth.subset_fraction must be between 0 and 1.")
         _require(1 <= self.timestep_stride <= 1000, "--ground_truth.timestep_stride must be in 1…1000.")

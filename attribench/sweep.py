@@ -7,22 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attribench.artifacts import plain
 from attribench.benchmark import evaluate, method_description, open_experiment, setting_description, setting_hash
+from attribench.checks import instances, require_early
 from attribench.configuration import Config, MethodConfig, typed
 from attribench.errors import UsageError
+from attribench.json_values import json_value
 from attribench.progress import Progress
 from attribench.record_files import Frozen, MethodRecord, load_file, safe, save_file
-from attribench.records import IntervalRecord
+from attribench.records import MeasuredLDS
 from attribench.scoring import Scoring, make_context, require
 from attribench.settings import QUERY_SETS, Runtime
-
-
-class PointResult(Frozen):
-    """The LDS at a point, in −1…1."""
-
-    lds: float
-    interval: IntervalRecord
 
 
 class Point(Frozen):
@@ -36,7 +30,7 @@ class Point(Frozen):
 
     value: Any
     series: Any = None
-    results: dict[str, PointResult]
+    results: dict[str, MeasuredLDS]
 
 
 class SweepRecord(MethodRecord):
@@ -110,18 +104,17 @@ def sweep(
     if series is not None and series.option == vary.option:
         raise UsageError(f"{vary.option} cannot be varied and tell the curves apart at once.")
     combinations = [(value, other) for other in (series.values if series else [None]) for value in vary.values]
-    # Bad values fail before any work.
     configs = [_changed(base, vary, value, series, other) for value, other in combinations]
-    methods = [item.cls(**item.options) for item in configs]
-
+    methods = instances(configs)
     experiment = open_experiment(config, runtime, progress)
+    require_early(methods, experiment)
     experiment.prepare()
     queries = {name: experiment.queries(name) for name in QUERY_SETS}
     truths = {name: experiment.ground_truth(name) for name in QUERY_SETS}
     points = []
     scoring = None
     with progress.task(f"{base.name}: {len(configs)} combinations", len(configs)) as task:
-        for (value, other), item, method in zip(combinations, configs, methods, strict=True):
+        for (value, other), (item, method) in zip(combinations, methods, strict=True):
             context = make_context(experiment, method, item)
             require(method, base.name, context)
             scoring = Scoring.of(experiment, method, item, context)
@@ -129,9 +122,9 @@ def sweep(
             found = {name: evaluate(scores[name], queries[name], truths[name]) for name in QUERY_SETS}
             points.append(
                 Point(
-                    value=plain(value),
-                    series=plain(other),
-                    results={name: PointResult(lds=r.lds, interval=r.interval) for name, r in found.items()},
+                    value=json_value(value),
+                    series=json_value(other),
+                    results={name: MeasuredLDS(lds=r.lds, interval=r.interval) for name, r in found.items()},
                 )
             )
             task.advance()
@@ -139,7 +132,7 @@ def sweep(
     record = SweepRecord(
         **setting_description(config, experiment),
         **method_description(base, scoring),
-        overrides=config.overrides_without("counterfactual"),
+        overrides=json_value(config.overrides_without("counterfactual")),
         settings=config.settings.without("counterfactual"),
         setting_hash=setting_hash(experiment, config),
         vary=vary.option,

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribench.artifacts import plain
 from attribench.benchmark import open_experiment, setting_hash
+from attribench.checks import check_grid, instances, require_early
 from attribench.choices import Choice, Trial, save_choice
 from attribench.configuration import Config, MethodConfig, typed
 from attribench.errors import UsageError
 from attribench.experiment import Experiment, GroundTruth
+from attribench.json_values import json_value
 from attribench.method import AttributionMethod, Queries
 from attribench.metrics.lds import linear_datamodeling_score
 from attribench.progress import Progress
@@ -53,7 +54,7 @@ class _Evaluator:
         scores = Scoring.of(self.experiment, method, config, context).scores({"validation": self.queries})["validation"]
         lds = linear_datamodeling_score(scores, self.masks, self.outputs).mean().item()
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
-        self.trials.append(Trial(options=plain(values), lds=lds))  # type: ignore[arg-type]
+        self.trials.append(Trial(options=json_value(values), lds=lds))
         self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")
         return lds
 
@@ -70,9 +71,11 @@ def tune(
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"Unknown --protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
-    if not method.cls.search_space and method.cls.search.__func__ is AttributionMethod.search.__func__:  # type: ignore[attr-defined]
-        raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
+    check_tunable(method)
     experiment = open_experiment(config, runtime, progress)
+    require_early(instances([method]), experiment)
+    if protocol == "strict":
+        _ = experiment.halves  # too few to halve is known before any work
     experiment.prepare()
     truth = experiment.ground_truth("validation")
     evaluate = _evaluator(experiment, method, truth, protocol, progress)
@@ -85,7 +88,7 @@ def tune(
         method=method.name,
         protocol=protocol,
         setting_hash=setting_hash(experiment, config),
-        options=plain(options),  # type: ignore[arg-type]
+        options=json_value(options),
         lds=lds,
         query_ids=list(evaluate.queries.ids),
         subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(truth.masks))),
@@ -93,6 +96,19 @@ def tune(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     return choice, save_choice(choice, results)
+
+
+def check_tunable(method: MethodConfig) -> None:
+    """Insist that there is something to choose, and that the method takes all of it.
+
+    Raises:
+        UsageError: there is not, or it does not.
+    """
+    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
+    if not method.cls.search_space and not own_search:
+        raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
+    if not own_search:
+        check_grid(method)
 
 
 def _evaluator(

@@ -17,9 +17,9 @@ from attribench.gallery import Gallery
 from attribench.method import Queries
 from attribench.metrics.comparison import ranks_over_subsets
 from attribench.record_files import save_file
-from attribench.records import CeilingRecord, IntervalRecord, save_record
+from attribench.records import CeilingRecord, IntervalRecord, MeasuredLDS, save_record
 from attribench.settings import QUERY_SETS
-from attribench.sweep import Point, PointResult, SweepRecord
+from attribench.sweep import Point, SweepRecord
 
 METHODS = {"nda": ("DATA", 0.6), "dtrak": ("MODEL", 0.55), "tracincp": ("CHECKPOINTS", 0.1), "random": ("DATA", 0.0)}
 
@@ -84,7 +84,7 @@ def sweep() -> SweepRecord:
                 Point(
                     value=value,
                     series=series,
-                    results={name: PointResult(lds=lds, interval=interval) for name in QUERY_SETS},
+                    results={name: MeasuredLDS(lds=lds, interval=interval) for name in QUERY_SETS},
                 )
             )
     return SweepRecord(**common(), vary="patch_size", series_option="timesteps", points=points)

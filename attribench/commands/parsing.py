@@ -198,7 +198,7 @@ def print_options(classes: Mapping[str, type[Any]]) -> None:
 def _show_config(config: Config) -> str:
     import yaml
 
-    from attribench.artifacts import plain
+    from attribench.json_values import json_value
 
     content: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
     if config.methods:
@@ -207,4 +207,4 @@ def _show_config(config: Config) -> str:
         content["method"] = config.methods[0].options
     content["data"] = config.data
     content.update({section: vars(value) for section, value in vars(config.settings).items()})
-    return yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True).rstrip()
+    return yaml.safe_dump(json_value(content), sort_keys=False, allow_unicode=True).rstrip()

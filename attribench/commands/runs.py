@@ -52,6 +52,8 @@ def tune(arguments: list[str]) -> int:
 
     results = writable_folder("--results", options.results)
     for method in config.methods:
+        tuning.check_tunable(method)
+    for method in config.methods:
         choice, path = tuning.tune(config, method, runtime_of(options), results, options.protocol, terminal_progress())
         tried = f"best of {len(choice.trials)} tried, LDS×100 {100 * choice.lds:.1f} on the choosing data"
         print(f"{method.name}: {tried}: {choice.tuned_on}\n  {choice.options}\n  filed in {path}")
@@ -152,10 +154,7 @@ def sweep(arguments: list[str]) -> int:
     for point in record.points:
         name = f"{record.vary}={point.value}" + (f", {record.series_option}={point.series}" if series else "")
         found = {query_set: point.results[query_set] for query_set in QUERY_SETS}
-        shown = "; ".join(
-            f"{query_set} {100 * r.lds:.1f} [{100 * r.interval.low:.1f}, {100 * r.interval.high:.1f}]"
-            for query_set, r in found.items()
-        )
+        shown = "; ".join(f"{query_set} {result.text}" for query_set, result in found.items())
         print(f"{name}: LDS×100 {shown}")
     print(f"{record.title}; 95 % intervals over queries and subsets; filed in {path}")
     return 0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attribench.artifacts import canonical, digest_text
 from attribench.benchmark import method_description, open_experiment, setting_description
+from attribench.checks import instances, without_refused
 from attribench.configuration import Config, MethodConfig
 from attribench.counterfactual.jobs import GenerateJob
 from attribench.counterfactual.record import CONTROL, ClipValues, CounterfactualRecord
@@ -21,6 +22,7 @@ from attribench.device import resolve_device
 from attribench.embeddings import ImageEmbedder
 from attribench.errors import UsageError
 from attribench.experiment import Experiment
+from attribench.json_values import json_value
 from attribench.method import Access, Queries
 from attribench.metrics.counterfactual import embedding_cosine, pixel_distance
 from attribench.progress import Progress
@@ -78,15 +80,17 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
     """
     embedder = _embedder(clip or Clip())
     experiment = open_experiment(config, runtime, progress)
-    methods = [(method, method.cls(**method.options)) for method in config.methods]
     settings = config.settings.counterfactual
     _check(settings, experiment)
+    outcome = Outcome()
+    methods = without_refused(instances(config.methods), experiment, outcome.skipped)
+    if not methods:
+        return outcome
     with progress.task(f"{experiment.label}: target model and queries", _first_cost(experiment)) as task:
         save_images(experiment.store, experiment.train)
         queries = experiment.queries("generation", task)
     chosen = choose_queries(len(queries), settings.num_queries)
 
-    outcome = Outcome()
     rows = [_control(experiment, chosen, settings)]
     for method_config, scoring in scorings(experiment, methods, outcome.skipped):
         scores = _scores(scoring, queries, chosen)
@@ -94,7 +98,7 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
     _retrain(rows, experiment, progress)
 
     explained = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
-    missing = embedder.unavailable()
+    missing = _no_clip(embedder, experiment)
     if missing:
         progress.message(f"Images are compared by pixels alone. {missing}")
     for row in rows:
@@ -213,6 +217,15 @@ def _images(jobs: Sequence[GenerateJob], number: int, experiment: Experiment) ->
     return torch.stack([job.load(experiment.store)[job.seeds.index(number)] for job in jobs])
 
 
+def _no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
+    channels = experiment.train.image_shape[0]
+    return (
+        embedder.unavailable()
+        if channels in (1, 3)
+        else f"CLIP sees grey or RGB images; these have {channels} channels."
+    )
+
+
 def _embedder(clip: Clip) -> ImageEmbedder:
     return ImageEmbedder(clip.model, clip.pretrained, clip.checkpoint, checkpoint_option="--clip_checkpoint")
 
@@ -234,7 +247,7 @@ def _file(
     record = CounterfactualRecord(
         **setting_description(config, experiment),
         **_method_fields(row, experiment),
-        overrides=config.overrides_without("ground_truth"),
+        overrides=json_value(config.overrides_without("ground_truth")),
         settings=config.settings.without("ground_truth"),
         setting_hash=digest_text(canonical([experiment.train.content_hash, config.settings.without("ground_truth")]))[
             :32

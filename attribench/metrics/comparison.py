@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from attribench.errors import DataError
+from attribench.errors import DataError, UsageError
 from attribench.metrics.lds import average_ranks, score_predictions
 from attribench.metrics.resampling import Interval, bootstrap_counts, resampled_lds, variance_of_mean
 
@@ -65,10 +65,12 @@ def compare_lds(
         For every pair, in the order of ``predictions``.
 
     Raises:
-        UsageError: fewer than two subsets.
+        UsageError: fewer than two subsets, or two queries.
         DataError: shapes that differ, or values that are not finite.
     """
     num_subsets, num_queries = outputs.shape
+    if num_queries < 2:
+        raise UsageError(f"A comparison over queries needs at least 2 of them, not {num_queries}.")
     counts = bootstrap_counts(num_resamples, num_subsets, seed, "subsets")
     scores = {name: score_predictions(values, outputs).cpu() for name, values in predictions.items()}
     resampled = {name: resampled_lds(values, outputs, counts) for name, values in predictions.items()}

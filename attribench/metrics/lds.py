@@ -188,7 +188,7 @@ def _exact_sums(scores: Tensor, membership: Tensor) -> Tensor:
     # x / mantissa(x) is a power of two exactly; the clamp keeps its inverse finite for subnormal scores.
     scale = torch.where(largest > 0, torch.frexp(largest).mantissa / largest, 1.0).clamp(max=2.0**1000)
     rest = scores * scale * step
-    parts = []
+    parts: list[Tensor] = []
     while not parts or rest.any():
         whole = rest.round()
         parts.append(whole @ membership)

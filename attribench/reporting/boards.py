@@ -75,7 +75,8 @@ class Board:
             outputs = measured if outputs is None else outputs
             if torch.equal(measured, outputs):  # else it is of another machine's models: not paired with the others
                 predictions[record.method] = tensors[f"{query_set}.predictions"].double()
-        return {} if outputs is None else compare_lds(predictions, outputs)
+        # From one query alone nothing can be said about others.
+        return {} if outputs is None or outputs.shape[1] < 2 else compare_lds(predictions, outputs)
 
 
 def boards(records: Sequence[Record], results: Path | None = None) -> list[Board]:

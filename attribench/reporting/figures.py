@@ -37,16 +37,14 @@ def lds_by_method(board: Board) -> Figure:
                 result = record.results.get(name)
                 if result is None:
                     continue
-                low, high = 100 * (result.lds - result.interval.low), 100 * (result.interval.high - result.lds)
+                low, high = 100 * (result.lds - result.low), 100 * (result.high - result.lds)
                 axes.errorbar(
                     100 * result.lds, position, xerr=[[low], [high]], fmt=ACCESS_MARKERS[record.access], markersize=5,
                     color=ACCESS_COLOURS[record.access], capsize=2.5, linewidth=1.3,
                 )  # fmt: skip
             ceiling = board.ceiling(name)
             if ceiling is not None:
-                axes.axvspan(
-                    100 * ceiling.interval.low, 100 * ceiling.interval.high, color=MUTED, alpha=0.15, linewidth=0
-                )
+                axes.axvspan(100 * ceiling.low, 100 * ceiling.high, color=MUTED, alpha=0.15, linewidth=0)
                 axes.axvline(100 * ceiling.lds, color=MUTED, linestyle="--", linewidth=1)
             axes.set(xlabel="LDS × 100", title=f"{name} queries", ylim=(-0.6, len(records) - 0.4))
         panels[0].set_yticks(range(len(records)), [record.method for record in reversed(records)])
@@ -67,7 +65,7 @@ def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
             if result is None:
                 continue
             seconds = seconds_per_query(record)
-            low, high = 100 * (result.lds - result.interval.low), 100 * (result.interval.high - result.lds)
+            low, high = 100 * (result.lds - result.low), 100 * (result.high - result.lds)
             axes.errorbar(
                 seconds, 100 * result.lds, yerr=[[low], [high]], fmt=ACCESS_MARKERS[record.access], markersize=5,
                 color=ACCESS_COLOURS[record.access], capsize=2, linewidth=1,
@@ -132,8 +130,8 @@ def sweep_lines(record: SweepRecord) -> Figure:
                 points = [point for point in record.points if point.series == which and name in point.results]
                 positions = _positions([point.value for point in points], axes)
                 lds = np.array([100 * point.results[name].lds for point in points])
-                low = np.array([100 * point.results[name].interval.low for point in points])
-                high = np.array([100 * point.results[name].interval.high for point in points])
+                low = np.array([100 * point.results[name].low for point in points])
+                high = np.array([100 * point.results[name].high for point in points])
                 colour = _series_colour(number, len(series))
                 axes.plot(
                     positions,

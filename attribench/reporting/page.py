@@ -117,8 +117,8 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
 
 def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
     results = [result for record in board.records for result in record.results.values()]
-    low = min([0.0, *(100 * result.interval.low for result in results)])
-    high = max([1.0, *(100 * result.interval.high for result in results)])
+    low = min([0.0, *(100 * result.low for result in results)])
+    high = max([1.0, *(100 * result.high for result in results)])
     here = {record.method for record in board.records}
     rows = [_row(record, board, low, high, parts) for record in board.records]
     rows += [
@@ -172,11 +172,10 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
     def share(value: float) -> float:
         return 100 * (100 * value - low) / (high - low)
 
-    left, right = share(result.interval.low), share(result.interval.high)
-    interval = f"[{100 * result.interval.low:.1f}, {100 * result.interval.high:.1f}]"
+    left, right = share(result.low), share(result.high)
     return {
         "value": f"{100 * result.lds:.4f}",
-        "text": f"{100 * result.lds:.1f} {interval}",
+        "text": result.text,
         "mark": mark,
         "low": f"{left:.1f}",
         "width": f"{right - left:.1f}",

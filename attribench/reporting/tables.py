@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attribench.record_files import MethodRecord
-from attribench.records import CeilingRecord, QuerySetResult, Record
+from attribench.records import MeasuredLDS, QuerySetResult, Record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS
@@ -49,7 +49,7 @@ def leaderboard(board: Board) -> Table:
     ceilings = [board.ceiling(name) for name in QUERY_SETS]
     if any(ceilings):
         rules.add(len(rows))
-        cells = [text for ceiling in ceilings for text in (_ceiling_cell(ceiling), MISSING)]
+        cells = [text for ceiling in ceilings for text in (_cell(ceiling), MISSING)]
         rows.append([CEILING, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
     return Table(board.title, notes(board), columns, rows, frozenset(bold), frozenset(rules))
 
@@ -58,7 +58,7 @@ def _row(record: Record, board: Board) -> list[str]:
     cells = [record.method]
     for name in QUERY_SETS:
         result = record.results.get(name)
-        cells += [_score_cell(result) + _tie(record, name, board), published_cell(result)]
+        cells += [_cell(result) + _tie(record, name, board), published_cell(result)]
     cost = record.cost
     return [
         *cells,
@@ -79,11 +79,8 @@ def _tie(record: Record, query_set: str, board: Board) -> str:
     return "" if leads else TIE
 
 
-def _score_cell(result: QuerySetResult | None) -> str:
-    if result is None:
-        return MISSING
-    interval = result.interval
-    return f"{100 * result.lds:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+def _cell(result: MeasuredLDS | None) -> str:
+    return MISSING if result is None else result.text
 
 
 def published_cell(result: QuerySetResult | None) -> str:
@@ -91,13 +88,6 @@ def published_cell(result: QuerySetResult | None) -> str:
     if result is None:
         return MISSING
     return f"{100 * result.published_bootstrap.mean:.1f} ± {100 * result.published_bootstrap.std:.1f}"
-
-
-def _ceiling_cell(ceiling: CeilingRecord | None) -> str:
-    if ceiling is None:
-        return MISSING
-    interval = ceiling.interval
-    return f"{100 * ceiling.lds:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def notes(board: Board) -> list[str]:
@@ -115,6 +105,9 @@ def notes(board: Board) -> list[str]:
     ]
     if any(board.tested(name) for name in QUERY_SETS):
         said.append(TIE_NOTE)
+    alone = [name for name, result in first.results.items() if len(result.per_query) == 1]
+    if alone:
+        said.append(f"One {' and one '.join(alone)} query alone: how the mean varies with the query cannot be told.")
     said += _ceiling_notes(board)
     said += preset_notes(first)
     undefined = [
