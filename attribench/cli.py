@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attribench.errors import AttribenchError, UsageError, nearest
+from attribench.terminal import accept_any_character
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failure, 2 for a wrong call, 130 when interrupted."""
+    accept_any_character()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
