@@ -24,6 +24,8 @@ from attribench.progress import silent_progress
 from attribench.records import Record, load_attachment
 from attribench.settings import QUERY_SETS, Runtime, Settings
 
+pytestmark = pytest.mark.slow
+
 
 class Alike(AttributionMethod):
     """Minus the distance of pixels."""

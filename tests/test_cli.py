@@ -94,6 +94,7 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
     assert {path: path.read_bytes() for path in (finished / "results").rglob("*.json")} == before
 
 
+@pytest.mark.slow
 def test_all_runs_every_method_and_lists_the_others_with_the_reason(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

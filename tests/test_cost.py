@@ -48,6 +48,7 @@ print(cost.peak_bytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell mapped files from memory")
 def test_only_the_methods_own_memory_counts(tmp_path: Path) -> None:
     """Neither what compilation took, nor pages of a file that the system drops meanwhile. In a process of its own:

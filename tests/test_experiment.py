@@ -13,6 +13,8 @@ from attribench.errors import ArtifactError
 from attribench.experiment import Experiment
 from attribench.settings import Runtime, Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def experiment(tiny_data: TinyData, tiny_settings: Settings, runtime: Runtime) -> Experiment:

@@ -21,6 +21,8 @@ from attribench.methods.nda.explanation import to_pixels
 from attribench.methods.nda.patches import Geometry
 from attribench.methods.pixel import Pixel
 
+pytestmark = pytest.mark.slow
+
 
 def smooth(count: int, size: int, seed: int, channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

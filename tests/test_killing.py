@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import importlib, json, os, signal, sys
 import attribench.counterfactual.run, attribench.reporting.tables

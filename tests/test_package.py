@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_built_without_git_has_the_fallback_version(wheel: Path) -> None:
-    assert wheel.name == "attribench-0.1.0-py3-none-any.whl"
+    assert wheel.name == "attribench-0.1.0.dev0-py3-none-any.whl"
 
 
 def test_the_version_is_that_of_the_installation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ import pytest
 from attribench import cli
 from attribench.records import load_records
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 

@@ -22,6 +22,8 @@ from attribench.records import load_records
 from attribench.reporting.formats import render
 from attribench.reporting.tables import leaderboards
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

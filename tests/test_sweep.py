@@ -17,6 +17,8 @@ from attribench.progress import silent_progress
 from attribench.settings import Runtime, Settings
 from attribench.sweep import Axis, SweepRecord, load_sweeps, numeric, sweep
 
+pytestmark = pytest.mark.slow
+
 
 class Power(AttributionMethod):
     """Train images as bright as the query, sharpened.

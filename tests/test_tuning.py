@@ -18,6 +18,8 @@ from attribench.progress import silent_progress
 from attribench.settings import Runtime, Settings
 from attribench.tuning import tune
 
+pytestmark = pytest.mark.slow
+
 
 class Oracle(AttributionMethod):
     """Knows the ground truth, and tells it for one half of the queries and its opposite for the other.

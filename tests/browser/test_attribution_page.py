@@ -12,6 +12,8 @@ from playwright.sync_api import Page
 
 from attribench.cli import main
 
+pytestmark = pytest.mark.slow
+
 Visit = Callable[..., Page]
 
 

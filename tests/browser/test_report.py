@@ -11,6 +11,8 @@ from sample_results import write_results
 
 from attribench.cli import main
 
+pytestmark = pytest.mark.slow
+
 Visit = Callable[..., Page]
 
 

@@ -26,6 +26,8 @@ from attribench.progress import silent_progress
 from attribench.record_files import load_attachment
 from attribench.settings import CounterfactualSettings, Runtime, Settings
 
+pytestmark = pytest.mark.slow
+
 
 class ByNumber(AttributionMethod):
     """Every query's proponents are the train images of the lowest numbers."""

@@ -15,6 +15,8 @@ from attribench.diffusion.unfinished import RESUME_FILE, checkpoint_name
 from attribench.errors import AttribenchError, UsageError
 from attribench.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -32,6 +32,8 @@ from attribench.settings import ModelSettings, Runtime, Settings
 from attribench.shared import SharedStore
 from attribench.testing import check_method
 
+pytestmark = pytest.mark.slow
+
 METHODS = [Gradient, TracInCP, GAS, TRAK, DTRAK, RelativeInfluence, RenormalizedInfluence]
 QUICK = {"num_timesteps": 1, "projection": "basic", "proj_dim": 16}
 

@@ -87,6 +87,7 @@ def golden_cases(path: Path) -> Iterator[tuple[str, Tensor, Tensor, float, int, 
             yield f"{name} {case}", noisy, train, alpha_bar, size, top_k, downsample, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "num_queries"), [(GOLDEN, 3), (GOLDEN_CIFAR2, 1)], ids=["photographs", "cifar2"])
 def test_matches_the_reference_values(path: Path, num_queries: int) -> None:
     if not path.exists():

@@ -12,6 +12,8 @@ from attribench.errors import DataError, UsageError
 from attribench.metrics.ceiling import expected_spearman, noise_ceiling
 from attribench.metrics.lds import score_predictions
 
+pytestmark = pytest.mark.slow
+
 
 def world(
     seed: int, subsets: int, replicates: int, queries: int, reliability: tuple[float, float]

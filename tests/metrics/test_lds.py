@@ -258,6 +258,7 @@ def test_average_ranks_against_scipy(values: np.ndarray) -> None:
     np.testing.assert_array_equal(average_ranks(torch.from_numpy(values)), stats.rankdata(values, axis=0))
 
 
+@pytest.mark.slow
 def test_functions_do_not_import_torchmetrics() -> None:
     code = (
         "import sys; from attribench.metrics import linear_datamodeling_score, lds_interval; "

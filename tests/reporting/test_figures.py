@@ -28,6 +28,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_results(tmp_path_factory.mktemp("results"))
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_by_one_command_and_is_the_same_twice(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from sample_results import write_results
 from attribench.cli import main
 from attribench.records import save_record
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:

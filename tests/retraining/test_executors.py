@@ -17,6 +17,8 @@ from attribench.progress import Progress
 from attribench.retraining.executors import InProcessExecutor, ProcessExecutor, make_executor
 from attribench.settings import Runtime
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Sum:
