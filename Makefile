@@ -34,7 +34,7 @@ browser:
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	|| echo "Chromium is not installed: its tests will be skipped."
 
-# mypy resolves attribench.methods and its sisters on a copy laid out as installed.
+# mypy and import-linter see attribench.methods and its sisters in a copy laid out as installed.
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +42,7 @@ lint: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p attribench
 	MYPYPATH=build/typecheck $(BIN)/mypy benchmarks examples
-	$(BIN)/python -m pytest --quiet tests/test_import_rule.py
+	cd build/typecheck && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
 
 # The site, into build/site; it needs no network to be built or read.
 docs: $(VENV)/docs

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attribench.computing.terminal import accept_any_character
 from attribench.errors import AttribenchError, UsageError, nearest
-from attribench.terminal import accept_any_character
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.progress import Progress, silent_progress
 from attribench.data import ImageSet, to_unit_range
 from attribench.errors import AccessError, AttribenchError, DataError, UsageError
-from attribench.progress import Progress, silent_progress
-from attribench.shared import SharedStore
+from attribench.store.shared import SharedStore
 
 if TYPE_CHECKING:
-    from attribench.artifacts import ArtifactStore
     from attribench.diffusion.noise import NoiseSchedule
+    from attribench.store.artifacts import ArtifactStore
 
 
 class Access(enum.IntEnum):
@@ -120,7 +120,7 @@ class AttributionContext:
         train: the train images the scores refer to; column ``n`` of a score matrix is image ``n``.
         schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t).
         device: where heavy computation belongs.
-        seed: root of the run's seeds; derive yours with :func:`attribench.seeding.derive_seed`.
+        seed: root of the run's seeds; derive yours with :func:`attribench.computing.seeding.derive_seed`.
         store: artifact store of this method, for expensive results worth keeping between runs; edited code finds them
             again, unless a number in the specification is raised.
         progress: progress display: ``for x in context.progress.track(items, "reading")``.
@@ -192,7 +192,7 @@ class AttributionMethod(ABC):
 
     Subclass it, declare ``access``, implement :meth:`attribute`. The parameters of ``__init__`` are the method's whole
     configuration: typed, they appear as ``--method.NAME`` on the command line with help from the docstring. Their values are
-    recorded, so they are such as :func:`attribench.json_values.json_value` takes.
+    recorded, so they are such as :func:`attribench.store.json_values.json_value` takes.
     """
 
     access: ClassVar[Access]

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from attribench.artifacts import ArtifactStore
 from attribench.data import ImageSet
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
@@ -28,6 +27,7 @@ from attribench.errors import AccessError, AttribenchError
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, start
 from attribench.registry import METHODS
 from attribench.settings import ModelSettings
+from attribench.store.artifacts import ArtifactStore
 
 _SEED = 42
 _NUM_TRAIN, _NUM_QUERIES, _SIZE = 12, 5, 8
@@ -151,7 +151,7 @@ class _Check:
                 self._fail(
                     "repeats",
                     f"{what} gives other scores, by up to {_difference(scores, other):.1e} of the largest; take random "
-                    "numbers from a generator seeded with attribench.seeding.derive_seed(context.seed, ...)",
+                    "numbers from a generator seeded with attribench.computing.seeding.derive_seed(context.seed, ...)",
                 )
 
     def _check_batches(self, method: AttributionMethod, scores: Tensor, queries: Queries) -> None:

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from attribench import Access, AttributionContext, ImageSet
-from attribench.artifacts import ArtifactStore
-from attribench.cost import measure
+from attribench.computing.cost import measure
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.gradients.per_sample import num_parameters
 from attribench.settings import ModelSettings
+from attribench.store.artifacts import ArtifactStore
 
 
 class Untrained:

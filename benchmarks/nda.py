@@ -40,8 +40,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
-from attribench.cost import own_bytes
+from attribench.computing.cost import own_bytes
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, patch_influence
@@ -52,6 +51,7 @@ from attribench.methods.nda.partial import Normaliser, finish
 from attribench.methods.nda.stream import score_tasks
 from attribench.methods.nda.task import PatchTask
 from attribench.methods.nda.torch_engine import TorchEngine
+from attribench.store.artifacts import ArtifactStore
 
 T = TypeVar("T")
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from attribench.data import ImageSet
+from attribench.data import AttributionDataModule, ImageSet
+from attribench.data.decoding import fit_square, to_pixels
 from attribench.datamodules._downloads import data_root, fetching, reason
-from attribench.datamodules._splits import Indices
+from attribench.datamodules._splits import Indices, check_range, choose
 from attribench.errors import DataError
-from attribench.images import fit_square, to_pixels
 
 SIDE = 32
 
@@ -43,6 +45,48 @@ class Part:
             pixels = np.stack([to_pixels(fit_square(Image.fromarray(image), image_size)) for image in images])
         ids = tuple(f"cifar10-{self.name}-{index}" for index in indices)
         return ImageSet(torch.from_numpy(pixels), ids, torch.from_numpy(self.labels[indices]))
+
+
+class CifarDataModule(AttributionDataModule):
+    """Some classes of CIFAR-10; the validation queries are test images, in class proportions like the train images.
+
+    Args:
+        root: folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`; by default `$ATTRIBENCH_DATA`, or
+            else the user's cache folder.
+        num_train: how many of the classes' train images to use, in class proportions.
+        num_queries: how many of the classes' test images are validation queries.
+        image_size: side of the images in pixels; less than 32 resizes them.
+        download: fetch the files (170 MB) if they are not there.
+    """
+
+    #: CIFAR-10's numbers of the classes.
+    classes: ClassVar[Sequence[int]]
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None,
+        num_train: int,
+        num_queries: int,
+        image_size: int,
+        download: bool,
+    ) -> None:
+        super().__init__()
+        check_range("num_train", num_train, 1)
+        check_range("num_queries", num_queries, 1)
+        check_range("image_size", image_size, 1, SIDE)
+        self.root, self.download = root, download
+        self.num_train, self.num_queries, self.image_size = num_train, num_queries, image_size
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        train, test = read_cifar10(self.root, self.download)
+        return (
+            train.select(self._choose(train, self.num_train, "num_train"), self.image_size),
+            test.select(self._choose(test, self.num_queries, "num_queries"), self.image_size),
+        )
+
+    def _choose(self, part: Part, size: int, option: str) -> Indices:
+        candidates = np.flatnonzero(np.isin(part.labels, self.classes))
+        return choose(candidates, size, part.labels[candidates], option=option)
 
 
 def read_cifar10(root: str | os.PathLike[str] | None, download: bool) -> tuple[Part, Part]:

@@ -15,11 +15,11 @@ import torch
 
 from attribench import ImageSet, register_datamodule
 from attribench.data import AttributionDataModule
+from attribench.data.decoding import Pixels, fit_square, open_image, to_pixels
+from attribench.data.reading import read_each
 from attribench.datamodules._downloads import data_root, fetching, reason
 from attribench.datamodules._splits import Indices, check_range, choose
 from attribench.errors import DataError
-from attribench.images import Pixels, fit_square, open_image, to_pixels
-from attribench.reading import read_each
 
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 PARTITION, ARCHIVE, PICTURES = "list_eval_partition.txt", "img_align_celeba.zip", "img_align_celeba"

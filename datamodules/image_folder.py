@@ -12,10 +12,10 @@ import torch
 import attribench.datamodules
 from attribench import ImageSet, register_datamodule
 from attribench.data import AttributionDataModule
+from attribench.data.decoding import Channels, read_images
+from attribench.data.files import IMAGE_SUFFIXES, list_images, natural_key
 from attribench.datamodules._splits import Indices, can_stratify, check_range, choose
 from attribench.errors import DataError, UsageError, nearest
-from attribench.image_files import IMAGE_SUFFIXES, list_images, natural_key
-from attribench.images import Channels, read_images
 
 FOLDERS = ("train", "test")
 CHANNELS = ("auto", "RGB", "grey")
@@ -27,7 +27,7 @@ class ImageFolder(AttributionDataModule):
 
     Subfolders are searched to any depth. The first-level subfolders are the classes if, in both folders, every image
     lies in one, and there are at least two of them; otherwise there are no labels. Formats: JPEG, PNG, BMP, GIF, WebP,
-    TIFF, PBM, PGM, PPM and ICO, by content where the name does not tell; see `attribench.images` for how they are
+    TIFF, PBM, PGM, PPM and ICO, by content where the name does not tell; see `attribench.data.decoding` for how they are
     decoded.
 
     Args:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from torch import Tensor
 
-from attribench.artifacts import canonical, digest_text
-from attribench.embeddings import ImageEmbedder
-from attribench.errors import UsageError
+from attribench.computing.similarity import Kind, check_kind
+from attribench.computing.similarity import similarity as compare
+from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
-from attribench.similarity import Kind
-from attribench.similarity import similarity as compare
+from attribench.store.artifacts import canonical, digest_text
 
 
 @register_method("clip")
@@ -40,9 +37,7 @@ class CLIP(AttributionMethod):
         checkpoint: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        if similarity not in get_args(Kind):
-            raise UsageError(f"similarity must be 'dot' or 'cosine'; got {similarity!r}.")
-        self._similarity: Kind = similarity
+        self._similarity = check_kind(similarity)
         self._embedder = ImageEmbedder(
             model, pretrained, checkpoint, batch_size, checkpoint_option="--method clip --method.checkpoint"
         )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
+from attribench.computing.similarity import Kind, check_kind
+from attribench.computing.similarity import similarity as compare
 from attribench.data import to_unit_range
-from attribench.errors import UsageError
 from attribench.method import Access, AttributionMethod, Queries
 from attribench.registry import register_method
-from attribench.similarity import Kind
-from attribench.similarity import similarity as compare
 
 #: Images that are floating point at a time; they are stored as uint8.
 _CHUNK_BYTES = 64 * 2**20
@@ -32,9 +29,7 @@ class Pixel(AttributionMethod):
     access = Access.DATA
 
     def __init__(self, similarity: Kind = "cosine") -> None:
-        if similarity not in get_args(Kind):
-            raise UsageError(f"similarity must be 'dot' or 'cosine'; got {similarity!r}.")
-        self._similarity: Kind = similarity
+        self._similarity = check_kind(similarity)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, in the range that the class gives."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attribench.computing.seeding import derive_seed
 from attribench.method import Access, AttributionMethod, Queries
 from attribench.registry import register_method
-from attribench.seeding import derive_seed
 
 
 @register_method("random")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from attribench.configuration import resolve
-from attribench.records import CostRecord, IntervalRecord, PublishedBootstrap, QuerySetResult, Record
+from attribench.configuration.resolution import resolve
+from attribench.records.lds import CostRecord, IntervalRecord, PublishedBootstrap, QuerySetResult, Record
 
 
 def sample_result(lds: float = 0.5, undefined: int = 0) -> QuerySetResult:

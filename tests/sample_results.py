@@ -10,16 +10,16 @@ import torch
 from sample_records import sample_record, sample_result
 from torch import Tensor
 
-from attribench.configuration import resolve
-from attribench.counterfactual.record import CONTROL, CounterfactualRecord
+from attribench.configuration.resolution import resolve
 from attribench.data import ImageSet
-from attribench.gallery import Gallery
 from attribench.method import Queries
 from attribench.metrics.comparison import ranks_over_subsets
-from attribench.record_files import save_file
-from attribench.records import CeilingRecord, IntervalRecord, MeasuredLDS, save_record
+from attribench.records.counterfactual import CONTROL, CounterfactualRecord
+from attribench.records.files import save_file
+from attribench.records.gallery import Gallery
+from attribench.records.lds import CeilingRecord, IntervalRecord, MeasuredLDS, save_record
+from attribench.records.sweep import Point, SweepRecord
 from attribench.settings import QUERY_SETS
-from attribench.sweep import Point, SweepRecord
 
 METHODS = {"nda": ("DATA", 0.6), "dtrak": ("MODEL", 0.55), "tracincp": ("CHECKPOINTS", 0.1), "random": ("DATA", 0.0)}
 

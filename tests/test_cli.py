@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from attribench.cli import main
-from attribench.records import load_records
+from attribench.records.lds import load_records
 from attribench.registry import METHODS
 
 SMOKE = ["--dataset", "digits", "--preset", "smoke", "--accelerator", "cpu", "--workers", "1"]
@@ -84,10 +84,10 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
 ) -> None:
     before = {path: path.read_bytes() for path in (finished / "results").rglob("*.json")}
     for name in (
-        "attribench.retraining.jobs.train_network",
-        "attribench.retraining.jobs.denoising_losses",
-        "attribench.experiment.generate_images",
-        "attribench.scoring.start",
+        "attribench.truth.jobs.train_network",
+        "attribench.truth.jobs.denoising_losses",
+        "attribench.truth.experiment.generate_images",
+        "attribench.workflows.scoring.start",
     ):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("computed again"))
     assert run(finished, "nda,pixel,random") == 0
@@ -260,7 +260,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_debug(
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("attribench.benchmark.open_experiment", fail)
+    monkeypatch.setattr("attribench.workflows.benchmark.open_experiment", fail)
     assert run(tmp_path, "pixel") == 1
     assert "ZeroDivisionError: by zero" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 DRIVER = """
 import importlib, json, os, signal, sys
-import attribench.counterfactual.run, attribench.reporting.tables
+import attribench.workflows.counterfactual, attribench.reporting.tables
 import sklearn.datasets, sklearn.model_selection, diffusers
 from attribench.cli import main
 
@@ -70,18 +70,18 @@ for line in sys.stdin:
 
 # (function, which call, kill before or after it)
 MOMENTS = [
-    ("attribench.artifacts:Staging.save_bytes", 1, False),  # the first payload file is written, nothing else
-    ("attribench.artifacts:Staging.save_bytes", 5, True),
-    ("attribench.artifacts:ArtifactStore._write_manifest", 2, True),  # payload complete, no manifest
-    ("attribench.artifacts:ArtifactStore._write_manifest", 3, False),  # all written, not renamed
-    ("attribench.artifacts._sync_folder", 4, True),
+    ("attribench.store.artifacts:Staging.save_bytes", 1, False),  # the first payload file is written, nothing else
+    ("attribench.store.artifacts:Staging.save_bytes", 5, True),
+    ("attribench.store.artifacts:ArtifactStore._write_manifest", 2, True),  # payload complete, no manifest
+    ("attribench.store.artifacts:ArtifactStore._write_manifest", 3, False),  # all written, not renamed
+    ("attribench.store.artifacts._sync_folder", 4, True),
     ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),  # inside the target model's training
     ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),
     ("attribench.diffusion.sampling.exact_float32", 1, True),
-    ("attribench.scoring.score", 2, False),  # scores computed, not stored
+    ("attribench.workflows.scoring.score", 2, False),  # scores computed, not stored
     ("attribench.diffusion.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
-    ("attribench.benchmark.save_record", 1, True),
+    ("attribench.workflows.benchmark.save_record", 1, True),
 ]
 
 
@@ -148,7 +148,7 @@ def test_a_killed_run_ends_in_the_same_record(
     [
         ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),
         ("attribench.diffusion.losses.sample_noise", 20, True),
-        ("attribench.scoring.score", 2, False),
+        ("attribench.workflows.scoring.score", 2, False),
     ],
     ids=["training", "losses", "scoring"],
 )
@@ -188,8 +188,8 @@ def undisturbed_counterfactual(driver: Any, tmp_path_factory: pytest.TempPathFac
     "moment",
     [
         ("attribench.diffusion.module:DiffusionModule.training_step", 20, True),  # inside a model without proponents
-        ("attribench.counterfactual.jobs:GenerateJob.spec", 3, False),
-        ("attribench.record_files.atomic_write", 3, True),  # the control's record is filed, the method's is not
+        ("attribench.truth.generation:GenerateJob.spec", 3, False),
+        ("attribench.records.files.atomic_write", 3, True),  # the control's record is filed, the method's is not
     ],
     ids=["training", "generating", "filing"],
 )

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from attribench import Access, AttributionContext, AttributionMethod, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AccessError, AttribenchError, DataError
 from attribench.method import score, start
+from attribench.store.artifacts import ArtifactStore
 
 
 class Models:

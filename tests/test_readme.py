@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attribench import cli
-from attribench.records import load_records
+from attribench.records.lds import load_records
 
 pytestmark = pytest.mark.slow
 

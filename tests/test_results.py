@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from attribench.cli import main
-from attribench.counterfactual.record import load_counterfactuals
 from attribench.metrics.counterfactual import pixel_distance
-from attribench.record_files import load_attachment
-from attribench.records import load_records
+from attribench.records.counterfactual import load_counterfactuals
+from attribench.records.files import load_attachment
+from attribench.records.lds import load_records
 from attribench.reporting.formats import render
 from attribench.reporting.tables import leaderboards
 

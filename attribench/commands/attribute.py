@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
+from attribench.commands.writable import writable_folder
+from attribench.data.decoding import Channels
 from attribench.errors import UsageError
-from attribench.images import Channels
-from attribench.outputs import writable_folder
 
 
 def attribute(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def attribute(arguments: list[str]) -> int:
     add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
 
-    from attribench.configuration import DatasetConfig, method_config
+    from attribench.configuration.resolution import DatasetConfig, method_config
 
     options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
     if "." in options.method and "" not in sys.path:
@@ -50,20 +50,24 @@ def attribute(arguments: list[str]) -> int:
         if not getattr(options, name):
             raise UsageError(f"--{name} is needed: attribench attribute --train DIR --queries DIR --out DIR.")
 
-    from attribench.attribution import Request
-    from attribench.attribution import attribute as compute
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
+    from attribench.records.answers import save_scores
+    from attribench.reporting.pages.attribution import attribution_page
+    from attribench.store.artifacts import atomic_write
+    from attribench.workflows.attribution import Request
+    from attribench.workflows.attribution import attribute as compute
 
     channels: Channels = options.channels
     request = Request(
-        Path(options.train), Path(options.queries), Path(options.out), options.top, options.image_size, channels,
-        options.heat_maps,
+        Path(options.train), Path(options.queries), options.top, options.image_size, channels, options.heat_maps,
     )  # fmt: skip
-    writable_folder("--out", request.out)
+    out = writable_folder("--out", options.out)
     result = compute(request, config, runtime_of(options), terminal_progress())
+    scores, page = out / "scores.parquet", out / "report.html"
+    save_scores(result, scores)
+    atomic_write(page, attribution_page(result).encode())
     print(f"{len(result.queries)} queries, {len(result.train)} train images, ranked by {result.method}:")
-    for name in ("scores.parquet", "report.html"):
-        print(request.out / name)
+    print(scores, page, sep="\n")
     left_out = sum(len(names) for names in result.skipped.values())
     if left_out:
         print(f"{left_out} files were left out; report.html says which and why.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attribench.errors import AttribenchError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from attribench.configuration import Config
+    from attribench.configuration.resolution import Config
     from attribench.settings import Runtime
 
 
@@ -26,7 +26,7 @@ def new_parser(command: str, description: str) -> Any:
 
 def _add_setting_options(parser: Any, *, methods: bool) -> None:
     """What names data set, preset, methods and configuration file."""
-    from attribench.configuration import PRESETS
+    from attribench.configuration.resolution import PRESETS
 
     if methods:
         parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
@@ -39,7 +39,7 @@ def _add_setting_options(parser: Any, *, methods: bool) -> None:
 
 def add_protocol_option(parser: Any) -> None:
     """Standard or strict."""
-    from attribench.protocol import ProtocolName
+    from attribench.configuration.protocol import ProtocolName
 
     parser.add_argument("--protocol", type=ProtocolName, default="standard", help="standard, or strict: options "
                         "are chosen on half of the validation queries and subsets, numbers are of the others.")  # fmt: skip
@@ -77,7 +77,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
     try:
         options = parser.parse_args(plain)
     except ArgumentError as error:
-        from attribench.configuration import plain_type_error
+        from attribench.configuration.resolution import plain_type_error
 
         raise UsageError(plain_type_error(str(error))) from error
     if len(plain) < len(arguments):
@@ -110,7 +110,7 @@ def split_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
 
 
 def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[str]) -> Config:
-    from attribench.configuration import merge, read_yaml, resolve
+    from attribench.configuration.resolution import merge, read_yaml, resolve
 
     if any("." in name for name in (*methods, options.dataset)) and "" not in sys.path:
         sys.path.insert(0, "")  # so that a class in the current folder can be named
@@ -127,7 +127,7 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
 
 def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
     """The methods asked for, and of ``all`` those that cannot be loaded, with their errors."""
-    from attribench.configuration import all_methods
+    from attribench.configuration.resolution import all_methods
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -168,7 +168,7 @@ def runtime_of(options: Any) -> Runtime:
 
 def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> None:
     """The command's own help, then the options of every section for the data set and method at hand."""
-    from attribench.configuration import SECTIONS, dataset_config, method_config
+    from attribench.configuration.resolution import SECTIONS, dataset_config, method_config
     from attribench.registry import DATAMODULES
 
     print(parser.format_help().rstrip())
@@ -187,7 +187,7 @@ def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> 
 
 def print_options(classes: Mapping[str, type[Any]]) -> None:
     """Help for the options of every section: ``--section.name``, from the signature of its class."""
-    from attribench.configuration import section_parser
+    from attribench.configuration.resolution import section_parser
 
     for section, cls in classes.items():
         text = section_parser(cls, section).format_help()
@@ -198,7 +198,7 @@ def print_options(classes: Mapping[str, type[Any]]) -> None:
 def _show_config(config: Config) -> str:
     import yaml
 
-    from attribench.json_values import json_value
+    from attribench.store.json_values import json_value
 
     content: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
     if config.methods:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attribench.commands.parsing import new_parser, parse
+from attribench.commands.writable import writable_file, writable_folder
 from attribench.errors import UsageError, nearest
-from attribench.outputs import writable_file, writable_folder
 
 if TYPE_CHECKING:
-    from attribench.record_files import MethodRecord
+    from attribench.records.files import MethodRecord
 
 R = TypeVar("R", bound="MethodRecord")
 
@@ -29,7 +29,7 @@ def list_(arguments: list[str]) -> int:
         print(parser.format_help())
         return 0
 
-    from attribench.reporting.listing import listing
+    from attribench.commands.listing import listing
 
     print(listing(options.kind))
     return 0
@@ -59,10 +59,10 @@ def table(arguments: list[str]) -> int:
     if options.layout == "paper" and options.kind != "lds":
         raise UsageError("--layout paper is of LDS tables.")
 
-    from attribench.counterfactual.record import load_counterfactuals
-    from attribench.records import load_records
+    from attribench.records.counterfactual import load_counterfactuals
+    from attribench.records.lds import load_records
     from attribench.reporting.boards import boards
-    from attribench.reporting.counterfactuals import counterfactual_tables
+    from attribench.reporting.counterfactual_tables import counterfactual_tables
     from attribench.reporting.paper import paper_tables
     from attribench.reporting.tables import leaderboards
 
@@ -105,7 +105,7 @@ def _selected(records: Sequence[R], options: Any) -> list[R]:
 
 
 def figures(arguments: list[str]) -> int:
-    from attribench.reporting.style import FORMATS
+    from attribench.reporting.figures.style import FORMATS
 
     parser = new_parser("figures", "Draw every figure that the records of earlier runs allow.")
     parser.add_argument("--dataset", type=str, help="Data set; all that have records if not given.")
@@ -121,9 +121,9 @@ def figures(arguments: list[str]) -> int:
     for name in formats:
         _check_choice("formats", name, FORMATS)
 
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
     from attribench.reporting.collection import Collection, Draughtsman
-    from attribench.reporting.style import save
+    from attribench.reporting.figures.style import save
 
     out = Path(options.out) if options.out else Path(options.results) / "figures"
     drawings = list(Collection(Path(options.results), options.dataset, options.preset).drawings())
@@ -149,9 +149,9 @@ def report(arguments: list[str]) -> int:
         print(parser.format_help())
         return 0
 
-    from attribench.artifacts import atomic_write
     from attribench.reporting.collection import Collection, Draughtsman
-    from attribench.reporting.page import report_page
+    from attribench.reporting.pages.report import report_page
+    from attribench.store.artifacts import atomic_write
 
     results = Path(options.results)
     out = Path(options.out) if options.out else results / "report.html"

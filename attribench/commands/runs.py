@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from attribench.commands.parsing import add_protocol_option, configured, new_parser, runtime_of
+from attribench.commands.writable import writable_folder
 from attribench.errors import UsageError
-from attribench.outputs import writable_folder
 
 
 def run(arguments: list[str]) -> int:
@@ -17,10 +19,10 @@ def run(arguments: list[str]) -> int:
         return 0
     options, config, broken = given
 
-    from attribench import benchmark
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
     from attribench.reporting.formats import render
     from attribench.reporting.tables import leaderboards
+    from attribench.workflows import benchmark
 
     results = writable_folder("--results", options.results)
     outcome = benchmark.run(
@@ -47,8 +49,8 @@ def tune(arguments: list[str]) -> int:
         return 0
     options, config, _ = given
 
-    from attribench import tuning
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
+    from attribench.workflows import tuning
 
     results = writable_folder("--results", options.results)
     for method in config.methods:
@@ -69,9 +71,9 @@ def ground_truth(arguments: list[str]) -> int:
         return 0
     options, config, _ = given
 
-    from attribench.benchmark import open_experiment
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
     from attribench.settings import QUERY_SETS
+    from attribench.workflows.benchmark import open_experiment
 
     experiment = open_experiment(config, runtime_of(options), terminal_progress())
     experiment.prepare()
@@ -91,9 +93,9 @@ def status(arguments: list[str]) -> int:
         return 0
     options, config, _ = given
 
-    from attribench.benchmark import open_experiment
-    from attribench.progress import silent_progress
-    from attribench.reporting.status import status_lines
+    from attribench.commands.status_lines import status_lines
+    from attribench.computing.progress import silent_progress
+    from attribench.workflows.benchmark import open_experiment
 
     for line in status_lines(open_experiment(config, runtime_of(options), silent_progress)):
         print(line)
@@ -115,11 +117,11 @@ def counterfactual(arguments: list[str]) -> int:
         return 0
     options, config, broken = given
 
-    from attribench.counterfactual.run import Clip
-    from attribench.counterfactual.run import run as evaluate
-    from attribench.progress import terminal_progress
-    from attribench.reporting.counterfactuals import counterfactual_tables
+    from attribench.computing.progress import terminal_progress
+    from attribench.reporting.counterfactual_tables import counterfactual_tables
     from attribench.reporting.formats import render
+    from attribench.workflows.counterfactual import Clip
+    from attribench.workflows.counterfactual import run as evaluate
 
     clip = Clip(options.clip_model, options.clip_pretrained, options.clip_checkpoint)
     results = writable_folder("--results", options.results)
@@ -142,10 +144,10 @@ def sweep(arguments: list[str]) -> int:
     if not options.vary:
         raise UsageError("--vary is needed: an option and its values, as --vary 'top_k=[1, 10, 100]'.")
 
-    from attribench.progress import terminal_progress
+    from attribench.computing.progress import terminal_progress
     from attribench.settings import QUERY_SETS
-    from attribench.sweep import Axis
-    from attribench.sweep import sweep as measure
+    from attribench.workflows.sweep import Axis
+    from attribench.workflows.sweep import sweep as measure
 
     series = Axis.parse(options.series) if options.series else None
     vary = Axis.parse(options.vary)
@@ -173,12 +175,20 @@ def explain(arguments: list[str]) -> int:
         return 0
     options, config, _ = given
 
-    from attribench.explanation import explain_query
+    from attribench.computing.progress import terminal_progress
+    from attribench.reporting.figures.pictures import explanation
+    from attribench.reporting.figures.style import save
+    from attribench.store.artifacts import atomic_write
+    from attribench.workflows.explanation import explain_query
 
     out = writable_folder("--out", options.out)
-    shown, paths = explain_query(config, runtime_of(options), options.query_set, options.query, options.top, out)
-    for item in shown.images:
+    runtime, progress = runtime_of(options), terminal_progress()
+    shown = explain_query(config, runtime, options.query_set, options.query, options.top, progress)
+    for item in shown.explanation.images:
         print(f"{item.rank:>3}. {item.image_id}  score {item.score:.6g}  (map {item.evidence.query_map.sum():.6g})")
-    for path in paths:
-        print(path)
+    figures = save(explanation(shown.explanation, shown.method), out / shown.file_name)
+    maps = out / f"{shown.file_name}.json"
+    content = {"method": shown.method, **shown.explanation.summary()}
+    atomic_write(maps, (json.dumps(content, ensure_ascii=False) + "\n").encode())
+    print(*figures, maps, sep="\n")
     return 0

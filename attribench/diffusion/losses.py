@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
-from attribench.device import exact_float32
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 
 

@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.seeding import derive_seed
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NUM_TIMESTEPS, NoiseSchedule
 from attribench.errors import AttribenchError
-from attribench.seeding import derive_seed
 from attribench.settings import TrainingSettings
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attribench.seeding import derive_seed
+from attribench.computing.seeding import derive_seed
 
 NUM_TIMESTEPS = 1000
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from attribench.device import exact_float32
+from attribench.computing.device import exact_float32
 from attribench.settings import GenerationSettings
 
 

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from attribench.device import single_thread
+from attribench.computing.device import single_thread
+from attribench.computing.seeding import derive_seed
 from attribench.diffusion.module import DiffusionModule
 from attribench.diffusion.network import build_network
 from attribench.diffusion.unfinished import UnfinishedTraining
 from attribench.errors import ArtifactError, UsageError
-from attribench.seeding import derive_seed
 from attribench.settings import ModelSettings, TrainingSettings
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from attribench.artifacts import atomic_write, file_sum
 from attribench.diffusion.module import DiffusionModule
 from attribench.errors import ArtifactError
+from attribench.store.artifacts import atomic_write, file_sum
 
 RESUME_FILE = "resume.ckpt"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attribench.artifacts import Artifact, Spec, Staging
-from attribench.code_identity import ROOT, source_hash
-from attribench.cost import measure
+from attribench.computing.cost import measure
+from attribench.computing.progress import Task
+from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import AttribenchError, UsageError
@@ -21,15 +21,15 @@ from attribench.gradients.outputs import ModelOutput, output_function
 from attribench.gradients.per_sample import batch_size, mean_gradients, num_parameters
 from attribench.gradients.projection import Projection, ProjectionName
 from attribench.method import AttributionContext, Queries
-from attribench.progress import Task
-from attribench.seeding import derive_seed
+from attribench.store.artifacts import Artifact, Spec, Staging
+from attribench.store.code import ROOT, source_hash
 
 _KIND = "gradients"
 
 #: The files that decide features; relative to the package.
 _DECISIVE = (
     "gradients/features.py", "gradients/outputs.py", "gradients/per_sample.py", "gradients/projection.py",
-    "diffusion/noise.py", "data.py", "device.py", "seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Bytes of gradients that wait for their projection together: making the random matrix costs the same for one row as

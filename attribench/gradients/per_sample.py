@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
-from attribench.device import exact_float32
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.gradients.outputs import OutputFunction, loss_weights
 

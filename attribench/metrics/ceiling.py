@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from attribench.computing.seeding import derive_seed
 from attribench.errors import DataError, UsageError
 from attribench.metrics.lds import score_predictions
 from attribench.metrics.resampling import Interval, bootstrap_counts, interval_of_mean, resampled_lds
-from attribench.seeding import derive_seed
 
 #: Random halvings of the subsets over which the spread between queries is averaged.
 _HALVINGS = 20

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from attribench.computing.seeding import derive_seed
 from attribench.errors import DataError
 from attribench.metrics.resampling import Interval
-from attribench.seeding import derive_seed
 
 
 def pixel_distance(originals: Tensor, regenerated: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attribench.computing.seeding import derive_seed
 from attribench.errors import DataError, UsageError
 from attribench.metrics.lds import average_ranks, correlation_from_sums, score_predictions
-from attribench.seeding import derive_seed
 
 # Elements of a temporary: small enough to stay in a CPU's cache, which is what makes the resampling quick.
 _BLOCK_ELEMENTS = 2**20

@@ -8,15 +8,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from attribench.counterfactual.record import CounterfactualRecord, groups, load_counterfactuals
 from attribench.errors import AttribenchError
-from attribench.gallery import Gallery
-from attribench.record_files import MethodRecord, load_attachment
-from attribench.records import load_records
-from attribench.reporting import figures, pictures
+from attribench.records.counterfactual import CounterfactualRecord, groups, load_counterfactuals
+from attribench.records.files import MethodRecord, load_attachment
+from attribench.records.gallery import Gallery
+from attribench.records.lds import load_records
+from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
+from attribench.reporting.figures import charts, pictures
 from attribench.settings import QUERY_SETS
-from attribench.sweep import SweepRecord, load_sweeps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,13 +135,13 @@ def board_drawings(board: Board) -> Iterator[Drawing]:
     yield Drawing(
         f"{where}/lds",
         f"LDS of every method with its 95 % interval over queries and subsets. {board.title}.",
-        partial(figures.lds_by_method, board),
+        partial(charts.lds_by_method, board),
     )
     for name in QUERY_SETS:
         yield Drawing(
             f"{where}/cost-{name}",
             f"Cost against LDS on {name} queries; seconds on the machine of the records, preparation divided by the queries.",
-            partial(figures.cost_against_lds, board, name),
+            partial(charts.cost_against_lds, board, name),
         )
         for number in range(gallery_size(board, name)):
             yield Drawing(
@@ -157,7 +157,7 @@ def sweep_drawing(sweep: SweepRecord) -> Drawing:
     return Drawing(
         f"{folder(sweep)}/{sweep.path.stem}",
         f"LDS of {sweep.method} against {sweep.vary.replace('_', ' ')}{series}, with 95 % intervals. Nothing is chosen here.",
-        partial(figures.sweep_lines, sweep),
+        partial(charts.sweep_lines, sweep),
     )
 
 
@@ -168,7 +168,7 @@ def counterfactual_drawings(group: CounterfactualGroup) -> Iterator[Drawing]:
         f"{where}/counterfactual",
         "How far a generated image moves when its strongest proponents are removed and the model is trained again: a value "
         "a query, averaged over retraining seeds; boxes show quartiles, the control is retrained on all images.",
-        partial(figures.counterfactual_boxes, group.records),
+        partial(charts.counterfactual_boxes, group.records),
     )
     yield Drawing(
         f"{where}/counterfactual-images",

@@ -8,7 +8,7 @@ from importlib import resources
 
 import yaml
 
-from attribench.records import Record
+from attribench.records.lds import Record
 from attribench.reporting.boards import Board
 from attribench.reporting.formats import MISSING, Column, Table
 from attribench.reporting.tables import preset_notes, published_cell

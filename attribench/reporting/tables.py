@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from attribench.record_files import MethodRecord
-from attribench.records import MeasuredLDS, QuerySetResult, Record
+from attribench.records.files import MethodRecord
+from attribench.records.lds import MeasuredLDS, QuerySetResult, Record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from attribench.computing.progress import Progress, silent_progress
 from attribench.errors import DataError, UsageError
-from attribench.progress import Progress, silent_progress
 from attribench.truth.imported import ImportedTruth
 from attribench.truth.safe_pickle import read_plain_pickle
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attribench.device import exact_float32
+from attribench.computing.device import exact_float32
 from attribench.errors import UsageError
 from attribench.methods.nda.patches import Geometry, check_arguments
 from attribench.methods.nda.position_sums import PositionSums

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribench.cost import compiling
+from attribench.computing.cost import compiling
 from attribench.data import to_unit_range
 from attribench.methods.nda.convolution import patch_influence
 from attribench.methods.nda.partial import Normaliser

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribench.device import exact_float32
+from attribench.computing.device import exact_float32
 from attribench.methods.nda.layout import TrainLayout, needs_float64
 from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence
 from attribench.methods.nda.patches import Geometry

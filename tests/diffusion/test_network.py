@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from attribench.configuration import resolve
+from attribench.configuration.resolution import resolve
 from attribench.diffusion.network import build_network
 from attribench.errors import UsageError
 from attribench.settings import ModelSettings

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny_data import TinyData
 
-from attribench.artifacts import Artifact, ArtifactStore
 from attribench.diffusion.training import train_network
 from attribench.diffusion.unfinished import RESUME_FILE, UnfinishedTraining, UnusableStateError
-from attribench.retraining.jobs import TrainJob, save_images
 from attribench.settings import Runtime, Settings
+from attribench.store.artifacts import Artifact, ArtifactStore
+from attribench.truth.jobs import TrainJob, save_images
 
 RUNTIME = Runtime(accelerator="cpu", checkpoint_seconds=0)
 

@@ -13,15 +13,15 @@ from tiny_models import TinyModels
 from torch import Tensor, nn
 
 from attribench import Access, AttribenchError, AttributionContext, ImageSet
-from attribench.artifacts import ArtifactStore
+from attribench.computing.seeding import derive_seed
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.errors import AccessError, UsageError
 from attribench.gradients import budget, features, per_sample
 from attribench.gradients.features import FeatureOptions, FeatureSet, GradientFeatures, model_digest
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import Projection
-from attribench.seeding import derive_seed
 from attribench.settings import ModelSettings
+from attribench.store.artifacts import ArtifactStore
 
 SEED = 42
 MakeContext = Callable[..., AttributionContext]

@@ -7,8 +7,8 @@ import torch
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients import budget
 from attribench.gradients.features import FeatureSet
+from attribench.gradients.methods import compare
 from attribench.gradients.ridge import Ridge, divide
-from attribench.gradients.similarity import feature_similarity
 
 CPU = torch.device("cpu")
 
@@ -76,5 +76,5 @@ def test_similarities_equal_numpy(kind: str) -> None:
     expected = a @ b.T
     if kind == "cosine":
         expected /= np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
-    found = feature_similarity(queries, train, kind).numpy()  # type: ignore[arg-type]
+    found = compare(queries, train, kind).numpy()  # type: ignore[arg-type]
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()

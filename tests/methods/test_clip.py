@@ -14,15 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import TINY, reference_model, write_tiny_clip
 
-from attribench import Access, AttributionContext, ImageSet, Queries, clip_models, embeddings
-from attribench.artifacts import ArtifactStore
+from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.cli import main
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.embeddings import ImageEmbedder
+from attribench.embeddings import clip_models
+from attribench.embeddings import image_embedder as embeddings
+from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.errors import AttribenchError, UsageError
 from attribench.method import score, start
 from attribench.methods.clip import CLIP
-from attribench.records import load_records
+from attribench.records.lds import load_records
+from attribench.store.artifacts import ArtifactStore
 from attribench.testing import check_method
 
 

@@ -12,12 +12,10 @@ from tiny_models import TinyModels
 from torch import nn
 
 from attribench import Access, AttributionContext, AttributionMethod, Queries
-from attribench.artifacts import ArtifactStore
-from attribench.configuration import resolve
+from attribench.configuration.resolution import resolve
 from attribench.data import AttributionDataModule
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AccessError, AttribenchError, UsageError
-from attribench.experiment import Experiment
 from attribench.gradients.features import FeatureOptions, GradientFeatures
 from attribench.method import score, start
 from attribench.methods.dtrak import DTRAK
@@ -27,10 +25,12 @@ from attribench.methods.relative_influence import RelativeInfluence
 from attribench.methods.renormalized_influence import RenormalizedInfluence
 from attribench.methods.tracincp import TracInCP
 from attribench.methods.trak import TRAK
-from attribench.scoring import Scoring, make_context
 from attribench.settings import ModelSettings, Runtime, Settings
-from attribench.shared import SharedStore
+from attribench.store.artifacts import ArtifactStore
+from attribench.store.shared import SharedStore
 from attribench.testing import check_method
+from attribench.truth.experiment import Experiment
+from attribench.workflows.scoring import Scoring, make_context
 
 pytestmark = pytest.mark.slow
 

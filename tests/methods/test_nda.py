@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.errors import DataError, UsageError
 from attribench.method import score, start
@@ -22,6 +21,7 @@ from attribench.methods.nda import method as nda_method
 from attribench.methods.nda.engine import patch_influence_fast
 from attribench.methods.nda.position_sums import PositionSums
 from attribench.methods.nda.task import PatchTask
+from attribench.store.artifacts import ArtifactStore
 from attribench.testing import check_method
 
 GOLDEN = Path(__file__).parent / "data" / "nda_reference.npz"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, stream
@@ -19,6 +18,7 @@ from attribench.methods.nda.layout import TrainLayout
 from attribench.methods.nda.partial import Normaliser, PartialInfluence
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.task import PatchTask
+from attribench.store.artifacts import ArtifactStore
 
 NUM_TRAIN, SHARD = 50, 10
 

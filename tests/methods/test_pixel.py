@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from attribench import Access, AttributionContext, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import UsageError
 from attribench.method import score, start
 from attribench.methods import pixel
 from attribench.methods.pixel import Pixel
+from attribench.store.artifacts import ArtifactStore
 from attribench.testing import check_method
 
 

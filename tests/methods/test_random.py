@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 
 from attribench import Access, AttributionContext, ImageSet, Queries
-from attribench.artifacts import ArtifactStore
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.random import Random
+from attribench.store.artifacts import ArtifactStore
 from attribench.testing import check_method
 
 

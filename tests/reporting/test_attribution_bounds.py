@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from attribench.attribution import Attributed, Ranking, Request
 from attribench.data import ImageSet
-from attribench.reporting import attribution_page as module
-from attribench.reporting.attribution_page import attribution_page
+from attribench.records.answers import Attributed, Ranking
+from attribench.reporting.pages import attribution as module
+from attribench.reporting.pages.attribution import attribution_page
 
 
 def pictures(count: int, prefix: str, side: int) -> ImageSet:
@@ -24,7 +22,7 @@ def page(num_queries: int, num_train: int, side: int = 2) -> str:
     ranking = Ranking(list(range(num_train)), [1.0 / (1 + n) for n in range(num_train)])
     train, queries = pictures(num_train, "train", side), pictures(num_queries, "query", side)
     result = Attributed("pixel", {}, train, queries, [ranking] * num_queries, others={"train": ("a.txt", "b.txt")})
-    return attribution_page(result, Request(Path("train"), Path("queries"), Path("out"), top=0))
+    return attribution_page(result)
 
 
 def counts(html: str) -> tuple[int, int]:

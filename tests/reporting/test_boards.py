@@ -6,7 +6,7 @@ import pytest
 from sample_results import write_results
 
 from attribench.errors import RecordError
-from attribench.records import load_attachment, load_records, save_record
+from attribench.records.lds import load_attachment, load_records, save_record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.tables import leaderboards
 

@@ -11,7 +11,7 @@ from sample_records import sample_record, sample_result
 from sample_results import write_results
 
 from attribench.cli import main
-from attribench.records import load_records
+from attribench.records.lds import load_records
 from attribench.reporting.boards import boards
 from attribench.reporting.formats import render
 from attribench.reporting.paper import paper_tables, published

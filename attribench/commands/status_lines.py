@@ -1,0 +1,72 @@
+"""What ``attribench status`` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from attribench.data import ImageSet
+from attribench.truth.experiment import Experiment
+
+
+def status_lines(experiment: Experiment) -> list[str]:
+    """What of an experiment's ground truth is done and what is missing, then the sizes of all that is in the store.
+
+    Looks only; trains and generates nothing.
+    """
+    store = experiment.store
+    jobs = [job for row in experiment.retrainings for job in row]
+    target = experiment.target.find(store)
+    missing = [job.name for job in jobs if job.find(store) is None]
+    lines = [
+        f"{experiment.label} in {store.root}: {len(experiment.train)} train images",
+        f"  target model          {'done' if target else 'missing'}",
+        f"  subset models         {len(jobs) - len(missing)} of {len(jobs)}{_some(missing)}",
+        f"  losses on validation  {_losses(experiment, experiment.validation)}",
+    ]
+    spec = experiment.generation_spec(target) if target else None
+    generated = store.find("generated", spec) if spec else None
+    lines.append(f"  generated queries     {'done' if generated else 'missing'}")
+    if generated:
+        lines.append(f"  losses on generation  {_losses(experiment, experiment.generated_images(generated))}")
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for artifact in store.artifacts():
+        counts[artifact.kind] += 1
+        sizes[artifact.kind] += artifact.num_bytes
+    if counts:
+        lines.append(f"On disk (all data sets), {_size(sum(sizes.values()))}:")
+        lines += [f"  {kind:<21} {counts[kind]:>5}  {_size(sizes[kind])}" for kind in sorted(counts)]
+    for folder, meaning in (
+        (".work", "unfinished, continued by the next run"),
+        (".set-aside", "damaged, may be deleted"),
+    ):
+        size = _folder_size(store.root / folder)
+        if size:
+            lines.append(f"  {folder:<21}        {_size(size)} ({meaning})")
+    return lines
+
+
+def _losses(experiment: Experiment, queries: ImageSet) -> str:
+    jobs = [job for row in experiment.loss_jobs(queries) for job in row]
+    done = sum(job.find(experiment.store) is not None for job in jobs)
+    return f"{done} of {len(jobs)}"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    if not names:
+        return ""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"  (missing: {'; '.join(names[:most])}{rest})"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0

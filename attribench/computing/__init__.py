@@ -1,0 +1,1 @@
+"""The machine: device, seeds, cost, progress, and comparing vectors on it."""

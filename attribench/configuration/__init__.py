@@ -1,0 +1,1 @@
+"""From names, presets and options to one typed configuration."""

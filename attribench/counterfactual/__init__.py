@@ -1,1 +1,0 @@
-"""What the model makes once a query's strongest proponents are gone: retraining, regenerating, comparing."""

@@ -1,0 +1,1 @@
+"""Image embeddings of CLIP models."""

@@ -1,0 +1,132 @@
+"""What the gradient methods have in common; the file of a method says only how it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attribench.computing.similarity import Kind, similarity
+from attribench.errors import AttribenchError
+from attribench.gradients.features import FeatureOptions, FeatureSet, GradientFeatures
+from attribench.gradients.outputs import ModelOutput
+from attribench.gradients.projection import ProjectionName
+from attribench.gradients.ridge import Ridge, check_regularization
+from attribench.gradients.search import NUM_TIMESTEPS, search_ridge
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
+
+
+class KernelMethod(AttributionMethod):
+    """Scores φ(x)ᵀ(ΦᵀΦ + λI)⁻¹φ(n) with the gradient features φ of query and train images at the target model.
+
+    Args:
+        f: the model output whose gradients are features; see :func:`attribench.gradients.outputs.output_function`.
+        num_timesteps: gradients are averaged over so many evenly spaced timesteps, one draw of noise each.
+        projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
+            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
+        proj_dim: length of a projected gradient.
+        regularization: λ as a share of the mean squared length of a train image's features; see
+            :class:`attribench.gradients.ridge.Ridge`. The default comes from a pilot on validation queries of digits.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+
+    access = Access.MODEL
+    #: Model outputs that ``attribench tune`` tries; none leaves f as it is.
+    outputs: ClassVar[Sequence[ModelOutput]] = ()
+
+    def __init__(
+        self,
+        f: ModelOutput = "loss",
+        num_timesteps: int = 10,
+        projection: ProjectionName = "auto",
+        proj_dim: int = 32768,
+        regularization: float = 0.1,
+    ) -> None:
+        check_regularization(regularization)
+        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim)
+        self._regularization = regularization
+        self._ridge: Ridge | None = None
+
+    @classmethod
+    def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose λ, the number of timesteps and, where :attr:`outputs` has several, f."""
+        return search_ridge(evaluate, options, cls.outputs)
+
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        """Refuse when the gradients do not fit into memory or on the disk."""
+        return GradientFeatures(context, self._options).refusal(context.train)
+
+    def prepare(self, context: AttributionContext) -> None:
+        """Compute the train images' gradients, unless another method has, and factorise their kernel."""
+        features = GradientFeatures(context, self._options).of(context.target_model(), context.train)
+        self._ridge = Ridge(features, self._regularization, context.device)
+
+    def attribute(self, queries: Queries) -> Tensor:
+        """Return float64 scores ``(num_queries, num_train)``."""
+        if self._ridge is None:
+            raise AttribenchError(f"{type(self).__name__} is not prepared: call start(method, context) first.")
+        features = GradientFeatures(self.context, self._options).of(self.context.target_model(), queries)
+        return self.rescale(self._ridge.scores(features), self._ridge)
+
+    def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
+        """What a method makes of the kernel's scores ``(num_queries, num_train)``; as they are, unless overridden."""
+        return scores
+
+
+class SimilarityMethod(AttributionMethod):
+    """Similarity of the loss gradients of query and train images, averaged over models.
+
+    The models are the target model, or its checkpoints with equal weights where the method declares
+    ``Access.CHECKPOINTS``.
+
+    Args:
+        num_timesteps: gradients are averaged over so many evenly spaced timesteps, one draw of noise each.
+        projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
+            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
+        proj_dim: length of a projected gradient.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"num_timesteps": NUM_TIMESTEPS}
+    #: How two gradients are compared.
+    kind: Kind
+
+    def __init__(self, num_timesteps: int = 10, projection: ProjectionName = "auto", proj_dim: int = 32768) -> None:
+        self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim)
+
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        """Refuse when the gradients do not fit into memory or on the disk."""
+        checkpoints = self.access >= Access.CHECKPOINTS
+        return GradientFeatures(context, self._options).refusal(context.train, checkpoints=checkpoints)
+
+    def prepare(self, context: AttributionContext) -> None:
+        """Compute the train images' gradients at every model, unless another method has."""
+        features = GradientFeatures(context, self._options)
+        for model in self._models(context):
+            features.of(model, context.train)
+
+    def attribute(self, queries: Queries) -> Tensor:
+        """Return scores ``(num_queries, num_train)``: dot products, or cosines in -1…1."""
+        features = GradientFeatures(self.context, self._options)
+        total, count = torch.zeros(len(queries), len(self.context.train), dtype=torch.float64), 0
+        for model in self._models(self.context):
+            total += compare(features.of(model, queries), features.of(model, self.context.train), self.kind)
+            count += 1
+        return total / count
+
+    def _models(self, context: AttributionContext) -> Iterable[nn.Module]:
+        return context.checkpoints() if self.access >= Access.CHECKPOINTS else [context.target_model()]
+
+
+def compare(queries: FeatureSet, train: FeatureSet, kind: Kind) -> Tensor:
+    """Compare two sets of features block by block: float32 ``(num_queries, num_train)``."""
+    rows = [
+        torch.cat([similarity(rows, columns, kind) for columns in train.blocks()], dim=1) for rows in queries.blocks()
+    ]
+    return torch.cat(rows)

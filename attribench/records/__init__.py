@@ -1,0 +1,1 @@
+"""What is filed, and how it is read back."""

@@ -1,0 +1,249 @@
+"""The report: one self-contained HTML file made from records alone; the same records give the same page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attribench.records.files import MethodRecord
+from attribench.records.gallery import Gallery
+from attribench.records.lds import QuerySetResult, Record
+from attribench.records.sweep import SweepRecord
+from attribench.reporting.boards import Board, row_mean
+from attribench.reporting.collection import (
+    Collection,
+    CounterfactualGroup,
+    Draughtsman,
+    board_drawings,
+    counterfactual_drawings,
+    folder,
+    gallery_size,
+    sweep_drawing,
+)
+from attribench.reporting.counterfactual_tables import counterfactual_tables, row_label
+from attribench.reporting.formats import NOTHING, Table
+from attribench.reporting.pages.html import PageParts, image_uri, render_page
+from attribench.reporting.tables import ACCESS, CEILING, leaderboard, notes, preset_notes
+from attribench.settings import QUERY_SETS
+
+
+@dataclass
+class _Setting:
+    """All there is of one data set and setting."""
+
+    boards: list[Board] = field(default_factory=list)
+    sweeps: list[SweepRecord] = field(default_factory=list)
+    counterfactuals: list[CounterfactualGroup] = field(default_factory=list)
+
+    @property
+    def first(self) -> MethodRecord:
+        """A record, for what all of them share."""
+        if self.boards:
+            return self.boards[0].first
+        return self.sweeps[0] if self.sweeps else self.counterfactuals[0].records[0]
+
+
+def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> str:
+    """The page.
+
+    Args:
+        collection: what to show.
+        out: where the page will be; links to records are relative to it.
+        draughtsman: draws its figures; the page is without those that cannot be drawn.
+    """
+    parts = PageParts(collection.results, out, draughtsman)
+    # A method that has a record in one setting and none in another is missing there.
+    methods = list(dict.fromkeys(record.method for board in collection.boards for record in board.records))
+    sections = []
+    for setting in _settings(collection):
+        sections.append(_section(setting, setting.boards[0] if setting.boards else None, methods, parts))
+        for board in setting.boards[1:]:
+            sections.append(_section(_Setting([board]), board, methods, parts))
+    sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
+    datasets = list(dict.fromkeys(section["dataset"] for section in sections))
+    return render_page("report.html.j2", datasets=datasets, sections=sections)
+
+
+def _settings(collection: Collection) -> list[_Setting]:
+    found: defaultdict[tuple[str, str], _Setting] = defaultdict(_Setting)
+    for board in collection.boards:
+        found[_place(board.first)].boards.append(board)
+    for sweep in collection.sweeps:
+        found[_place(sweep)].sweeps.append(sweep)
+    for group in collection.counterfactuals:
+        found[_place(group.records[0])].counterfactuals.append(group)
+    return list(found.values())
+
+
+def _place(record: MethodRecord) -> tuple[str, str]:
+    """Equal for what belongs together: data sets may share a folder's name, but not their train images."""
+    return folder(record), record.train_hash
+
+
+def _section(setting: _Setting, board: Board | None, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
+    first = setting.first
+    name = first.title.partition(", ")[2]
+    if board and board.first.protocol == "strict":
+        name += ", strict protocol"
+    identity = parts.identity(f"{first.dataset}-{name}")
+    truth = first.settings.get("ground_truth", {})
+    section: dict[str, Any] = {
+        "id": identity,
+        "dataset": first.dataset,
+        "setting": name,
+        "title": board.title if board else first.title,
+        "weight": truth.get("num_subsets", 0) * truth.get("num_seeds", 0),  # the surest numbers are shown first
+        "warning": " ".join(preset_notes(first)),
+        "rows": [],
+        "scale": ("0", "0"),
+        "notes": [],
+        "ceiling": [],
+        "figures": [],
+        "galleries": [],
+        "sweeps": parts.drawn([sweep_drawing(sweep) for sweep in setting.sweeps]),
+        "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
+        "details": _details(first, board),
+    }
+    if board:
+        drawings = [drawing for drawing in board_drawings(board) if "/gallery-" not in drawing.name]
+        section.update(_leaderboard(board, methods, parts))
+        section["figures"] = parts.drawn(drawings)
+        section["galleries"] = [_gallery(board, name, identity) for name in QUERY_SETS if gallery_size(board, name)]
+    return section
+
+
+def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
+    results = [result for record in board.records for result in record.results.values()]
+    low = min([0.0, *(100 * result.low for result in results)])
+    high = max([1.0, *(100 * result.high for result in results)])
+    here = {record.method for record in board.records}
+    rows = [_row(record, board, low, high, parts) for record in board.records]
+    rows += [
+        {"method": name, "missing": True, "validation": None, "generation": None, "mean": ""}
+        for name in methods
+        if name not in here and "[" not in name
+    ]
+    table = leaderboard(board)
+    ceiling = table.rows[-1] if table.rows[-1][0] == CEILING else None
+    return {
+        "rows": rows,
+        "scale": (f"{low:.0f}", f"{high:.0f}"),
+        "notes": [note for note in notes(board) if note not in preset_notes(board.first)],
+        "ceiling": [ceiling[1 + 2 * index] for index in range(len(QUERY_SETS))] if ceiling else [],
+    }
+
+
+def _row(record: Record, board: Board, low: float, high: float, parts: PageParts) -> dict[str, Any]:
+    cost, mean = record.cost, row_mean(record)
+    costs = [
+        (cost.prepare_seconds, f"{cost.prepare_seconds:.2f}"),
+        (cost.seconds_per_query, f"{cost.seconds_per_query:.2g}"),
+        (cost.peak_bytes, f"{cost.peak_bytes / 2**20:.0f}"),
+        (cost.stored_bytes, f"{cost.stored_bytes / 2**20:.1f}"),
+    ]
+    return {
+        "method": record.method,
+        "missing": False,
+        "validation": _cell(record, board, "validation", low, high),
+        "generation": _cell(record, board, "generation", low, high),
+        "mean": f"{100 * mean:.1f}" if mean > float("-inf") else "",
+        "access": record.access,
+        "looks_at": ACCESS[record.access],
+        "cost": [{"value": repr(float(value)), "text": text} for value, text in costs],
+        "tuned_on": record.tuned_on or NOTHING,
+        **parts.link(record),
+    }
+
+
+def _cell(record: Record, board: Board, query_set: str, low: float, high: float) -> dict[str, str] | None:
+    result: QuerySetResult | None = record.results.get(query_set)
+    if result is None:
+        return None
+    best = max(other.results[query_set].lds for other in board.records if query_set in other.results)
+    mark = ""
+    if len(board.records) > 1:
+        mark = "best" if result.lds == best else ""
+        if not mark and board.tested(query_set) and record.method in board.best[query_set]:
+            mark = "tied"
+
+    def share(value: float) -> float:
+        return 100 * (100 * value - low) / (high - low)
+
+    left, right = share(result.low), share(result.high)
+    return {
+        "value": f"{100 * result.lds:.4f}",
+        "text": result.text,
+        "mark": mark,
+        "low": f"{left:.1f}",
+        "width": f"{right - left:.1f}",
+        "point": f"{share(result.lds):.1f}",
+    }
+
+
+def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, Any]:
+    (table,) = counterfactual_tables(group.records)
+    names = {row_label(record): record for record in group.records}
+    rows = [{"cells": _cells(table, number), **parts.link(names[row[0]])} for number, row in enumerate(table.rows)]
+    return {"table": table, "rows": rows, "figures": parts.drawn(counterfactual_drawings(group))}
+
+
+def _cells(table: Table, number: int) -> list[Any]:
+    row = table.rows[number]
+    return [row[0], *[{"text": cell, "best": (number, index) in table.bold} for index, cell in enumerate(row) if index]]
+
+
+def _gallery(board: Board, query_set: str, identity: str) -> dict[str, Any]:
+    shown: dict[str, Gallery] = {}
+    for record in board.records:
+        found = Gallery.from_tensors(board.attachments.get(record.method, {}), f"{query_set}.gallery")
+        if found is not None:
+            shown[record.method] = found
+    first = next(iter(shown.values()))
+    ids = board.first.results[query_set].query_ids
+    prefix = f"{identity}-{query_set}"
+    queries = [
+        {
+            "id": f"{prefix}-{number}",
+            "name": ids[int(first.queries[number])],
+            "image": image_uri(first.images[number]),
+            "lines": [{"method": name, "strips": _strips(gallery, number)} for name, gallery in shown.items()],
+        }
+        for number in range(len(first.queries))
+    ]
+    return {"name": query_set, "id": f"{prefix}-choice", "queries": queries}
+
+
+def _strips(gallery: Gallery, number: int) -> list[list[dict[str, str]]]:
+    return [
+        [
+            {
+                "image": image_uri(gallery.train_images[number, side, place]),
+                "index": str(int(gallery.indices[number, side, place])),
+                "score": f"{gallery.scores[number, side, place].item():.2g}",
+            }
+            for place in range(gallery.indices.shape[2])
+        ]
+        for side in (0, 1)
+    ]
+
+
+def _details(first: MethodRecord, board: Board | None) -> list[dict[str, Any]]:
+    parts = [{"name": name.replace("_", " "), "pairs": _pairs(values)} for name, values in first.settings.items()]
+    parts.append({"name": "data", "pairs": _pairs({**first.data, "train images (SHA-256)": first.train_hash})})
+    parts.append({"name": "versions", "pairs": _pairs(first.versions)})
+    parts.append({"name": "machine", "pairs": _pairs(first.hardware)})
+    if board:
+        options = {record.method: _short(record.options) for record in board.records}
+        parts.append({"name": "options of the methods", "pairs": _pairs(options)})
+    return parts
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(str(key).replace("_", " "), str(value)) for key, value in values.items()]
+
+
+def _short(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in options.items()) or "none"

@@ -1,1 +1,0 @@
-"""Retraining on random subsets: masks, jobs, executors, ground truth."""

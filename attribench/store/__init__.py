@@ -1,0 +1,1 @@
+"""What is kept: the content-addressed store, and what several methods share in it."""

@@ -1,0 +1,281 @@
+"""One experimental setting on one data set: its models, query sets and ground truth, all in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attribench.computing.device import resolve_device, single_thread
+from attribench.computing.progress import Progress, Task, silent_progress
+from attribench.computing.seeding import derive_seed
+from attribench.configuration.protocol import Halves
+from attribench.data import AttributionDataModule, ImageSet
+from attribench.diffusion.recipes import SAMPLING, recipe
+from attribench.diffusion.sampling import generate_images
+from attribench.errors import ArtifactError, DataError
+from attribench.method import Queries
+from attribench.settings import QUERY_SETS, Runtime, Settings
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging, canonical, digest_text
+from attribench.truth.executors import make_executor
+from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
+from attribench.truth.subsets import subset_masks
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """What really happened when models were retrained on subsets.
+
+    Attributes:
+        masks: bool ``(num_subsets, num_train)``: the train images each subset holds.
+        draws: float64 ``(num_subsets, num_seeds, num_draws, num_queries)``: each model's loss on each query with each
+            noise draw, averaged over timesteps.
+        hash: identifies masks and losses with everything they were made from.
+    """
+
+    masks: Tensor
+    draws: Tensor
+    hash: str
+
+    @property
+    def losses(self) -> Tensor:
+        """float64 ``(num_subsets, num_seeds, num_queries)``: averaged over noise draws."""
+        return self.draws.mean(dim=2)
+
+    @property
+    def outputs(self) -> Tensor:
+        """float64 ``(num_subsets, num_queries)``: the losses averaged over training seeds."""
+        return self.losses.mean(dim=1)
+
+
+class Experiment:
+    """A data set, a setting, and where to compute.
+
+    Everything is made on demand and kept in the store; asking again reads it.
+    """
+
+    def __init__(
+        self,
+        data: AttributionDataModule,
+        settings: Settings,
+        runtime: Runtime,
+        progress: Progress = silent_progress,
+        store: ArtifactStore | None = None,
+    ) -> None:
+        from pathlib import Path
+
+        self.settings, self.runtime, self.progress = settings, runtime, progress
+        self.label, self.stratify = data.label, data.stratify
+        self.train, self.validation = data.train, data.validation
+        self.store = store or ArtifactStore(
+            Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message
+        )
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """bool ``(num_subsets, num_train)``."""
+        labels = self.train.labels if self.stratify else None
+        return subset_masks(len(self.train), labels, self.settings.ground_truth)
+
+    @cached_property
+    def halves(self) -> Halves:
+        """The halves of validation queries and subsets for the strict protocol."""
+        ground_truth = self.settings.ground_truth
+        return Halves.of(len(self.validation), ground_truth.num_subsets, ground_truth.seed)
+
+    @cached_property
+    def target(self) -> TrainJob:
+        """The model under study, trained on all train images."""
+        training = self.settings.training
+        return self.train_job("target model", None, training.seed, training.num_checkpoints)
+
+    @cached_property
+    def retrainings(self) -> list[list[TrainJob]]:
+        """The models retrained on subsets: ``[subset][seed index]``."""
+        root = self.settings.training.seed
+        return [
+            [
+                self.train_job(
+                    f"model of subset {k}, seed {s}",
+                    tuple(mask.nonzero().flatten().tolist()),
+                    derive_seed(root, "training", "subset", k, "seed", s),
+                )
+                for s in range(self.settings.ground_truth.num_seeds)
+            ]
+            for k, mask in enumerate(self.masks)
+        ]
+
+    def train_models(self, task: Task) -> None:
+        """Train the target model and all subset models that are not in the store."""
+        save_images(self.store, self.train)
+        self.run_jobs([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
+
+    def queries(self, name: str, task: Task | None = None) -> Queries:
+        """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
+        return Queries.of(self._query_images(name, task), name)
+
+    def query_ids(self, name: str) -> tuple[str, ...]:
+        """The names of a query set's queries, known before any of them is generated."""
+        return self.validation.ids if name == "validation" else _generated_ids(self.settings.generation.num_images)
+
+    def measure_losses(self, name: str, task: Task) -> None:
+        """Measure every subset model's losses on a query set."""
+        images = self._query_images(name)
+        save_images(self.store, images)
+        self.run_jobs([job for jobs in self.loss_jobs(images) for job in jobs], task)
+
+    def loss_jobs(self, queries: ImageSet) -> list[list[LossJob]]:
+        """``[subset][seed index]``."""
+        ground_truth = self.settings.ground_truth
+        return [
+            [
+                LossJob(
+                    trained,
+                    queries.content_hash,
+                    len(queries),
+                    tuple(ground_truth.timesteps),
+                    ground_truth.num_noise_draws,
+                    derive_seed(ground_truth.seed, "losses"),
+                )
+                for trained in jobs
+            ]
+            for jobs in self.retrainings
+        ]
+
+    def ground_truth(self, name: str) -> GroundTruth:
+        """Assemble a query set's ground truth from the store.
+
+        Raises:
+            ArtifactError: part of it is missing; :meth:`prepare` makes it.
+        """
+        rows, digests = [], []
+        for jobs in self.loss_jobs(self._query_images(name)):
+            row = []
+            for job in jobs:
+                artifact = job.find(self.store)
+                if artifact is None:
+                    raise ArtifactError(f"The {job.name} on {name} are missing; run the same command again.")
+                row.append(artifact.load_tensors("losses")["losses"].double().mean(dim=1))
+                digests.append(artifact.digest)
+            rows.append(torch.stack(row))
+        masks_digest = digest_text("".join("1" if inside else "0" for inside in self.masks.flatten().tolist()))
+        return GroundTruth(self.masks, torch.stack(rows), digest_text(canonical([masks_digest, *digests]))[:32])
+
+    def prepare(self) -> None:
+        """Train, generate and measure all that is missing, under one bar for the whole of it."""
+        generation = self.settings.generation
+        passes = generation.num_images * generation.num_inference_steps
+        ground_truth = self.settings.ground_truth
+        losses = len(ground_truth.timesteps) * ground_truth.num_noise_draws * ground_truth.num_subsets
+        losses *= ground_truth.num_seeds * (len(self.validation) + generation.num_images)
+        models = self.target.cost + sum(job.cost for jobs in self.retrainings for job in jobs)
+        count = 1 + ground_truth.num_subsets * ground_truth.num_seeds
+        description = f"{self.label}: {count} models, queries and losses"
+        with self.progress.task(description, models + passes + losses) as task:
+            self.train_models(task)
+            for name in QUERY_SETS:
+                self.queries(name, task)
+                self.measure_losses(name, task)
+
+    def models(self) -> TargetModels:
+        """Target model and checkpoints, for methods that may see them."""
+        return TargetModels(self.store, self.target)
+
+    def train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
+        """A model trained from scratch on some train images, or on all (None)."""
+        return TrainJob(
+            name=name,
+            train_hash=self.train.content_hash,
+            image_shape=self.train.image_shape,
+            indices=indices,
+            num_images=len(self.train) if indices is None else len(indices),
+            model=self.settings.model,
+            training=self.settings.training,
+            seed=seed,
+            num_checkpoints=num_checkpoints,
+        )
+
+    def run_jobs(self, jobs: Sequence[Job], task: Task) -> None:
+        """Do the jobs that are not done, here or in worker processes; ``task`` advances by the cost of all."""
+        missing = []
+        for job in jobs:
+            if job.find(self.store) is None:
+                missing.append(job)
+            else:
+                task.advance(job.cost)
+        if missing:
+            make_executor(missing, self.store, self.runtime, self.progress).run(missing, task)
+
+    def _query_images(self, name: str, task: Task | None = None) -> ImageSet:
+        if name == "validation":
+            return self.validation
+        if name != "generation":
+            raise DataError(f"Unknown query set {name!r}; known: {', '.join(QUERY_SETS)}.")
+        return self._generated(task)
+
+    def generation_spec(self, target: Artifact) -> dict[str, Any]:
+        """Specification of the generated images; bound to the target model's weights."""
+        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation), **recipe(SAMPLING)}
+
+    def _generated(self, task: Task | None) -> ImageSet:
+        target = self.target.find(self.store)
+        if target is None:
+            save_images(self.store, self.train)
+            self.run_jobs([self.target], task or _no_task)
+            target = self.target.find(self.store)
+            assert target is not None
+        seeds = list(range(self.settings.generation.num_images))
+
+        def build(staging: Staging) -> None:
+            device = resolve_device(self.runtime.accelerator)
+            with single_thread(device):
+                images = generate_images(
+                    self.target.load(self.store),
+                    seeds,
+                    self.train.image_shape,
+                    self.settings.generation,
+                    device,
+                    self.runtime.evaluation_batch,
+                    (task or _no_task).advance,
+                )
+            staging.save_tensors("images", {"images": images})
+
+        spec = self.generation_spec(target)
+        found = self.store.find("generated", spec)
+        if found is not None and task is not None:
+            task.advance(len(seeds) * self.settings.generation.num_inference_steps)
+        return self.generated_images(found or self.store.get_or_create("generated", spec, build))
+
+    def generated_images(self, artifact: Artifact) -> ImageSet:
+        """The images of a ``generated`` artifact, with their ids."""
+        images = artifact.load_tensors("images")["images"]
+        return ImageSet(images, _generated_ids(len(images)))
+
+
+def _generated_ids(count: int) -> tuple[str, ...]:
+    return tuple(f"generation-{seed}" for seed in range(count))
+
+
+class TargetModels:
+    """The :class:`~attribench.method.ModelProvider` of an experiment."""
+
+    def __init__(self, store: ArtifactStore, target: TrainJob) -> None:
+        self._store, self._target = store, target
+
+    def target_model(self) -> nn.Module:
+        return self._target.load(self._store)
+
+    def checkpoints(self) -> Iterator[nn.Module]:
+        return (self._target.load_checkpoint(self._store, name) for name in self._target.checkpoint_names())
+
+
+class _NoTask:
+    def advance(self, amount: float = 1.0) -> None:
+        pass
+
+
+_no_task = _NoTask()

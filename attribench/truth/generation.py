@@ -1,0 +1,78 @@
+"""The unit of work beside a training: generate some images again with a retrained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from attribench.computing.device import resolve_device, single_thread
+from attribench.diffusion.recipes import SAMPLING, recipe
+from attribench.diffusion.sampling import generate_images
+from attribench.errors import ArtifactError
+from attribench.settings import GenerationSettings, Runtime
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.truth.jobs import Report, TrainJob
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """Generate images with a retrained model, each from its own generator seed.
+
+    Args:
+        trained: the job that trained the model.
+        seeds: generator seeds; image ``i`` of the generated queries has seed ``i``.
+        generation: how to sample; the number of images is that of the seeds.
+    """
+
+    trained: TrainJob
+    seeds: tuple[int, ...]
+    generation: GenerationSettings
+
+    @property
+    def name(self) -> str:
+        return f"images of the {self.trained.name}"
+
+    @property
+    def cost(self) -> float:
+        return float(len(self.seeds) * self.generation.num_inference_steps)
+
+    def spec(self, model: Artifact) -> dict[str, Any]:
+        """Bound to the weights themselves."""
+        sampling = {"num_inference_steps": self.generation.num_inference_steps, "eta": self.generation.eta}
+        return {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling, **recipe(SAMPLING)}
+
+    def find(self, store: ArtifactStore) -> Artifact | None:
+        model = self.trained.find(store)
+        return None if model is None else store.find("regenerated", self.spec(model))
+
+    def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile
+
+        def build(staging: Staging) -> None:
+            device = resolve_device(runtime.accelerator, worker)
+            with single_thread(device):
+                images = generate_images(
+                    self.trained.load(store),
+                    self.seeds,
+                    self.trained.image_shape,
+                    self.generation,
+                    device,
+                    runtime.evaluation_batch,
+                    report,
+                )
+            staging.save_tensors("images", {"images": images})
+
+        return store.get_or_create("regenerated", self.spec(model), build, wait=False)
+
+    def load(self, store: ArtifactStore) -> Tensor:
+        """uint8 ``(len(seeds), C, H, W)``.
+
+        Raises:
+            ArtifactError: they have not been generated.
+        """
+        artifact = self.find(store)
+        if artifact is None:
+            raise ArtifactError(f"The {self.name} are not in {store.root}; run the same command again.")
+        return artifact.load_tensors("images")["images"]

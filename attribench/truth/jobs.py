@@ -1,0 +1,258 @@
+"""The units of work of a ground truth: train one model, or measure one model's losses on one query set.
+
+A job is a plain picklable value; it reads and writes only the artifact store, so it can run in any process that sees the
+work directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attribench.computing.device import resolve_device, single_thread
+from attribench.data import ImageSet
+from attribench.diffusion.losses import denoising_losses
+from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
+from attribench.diffusion.training import checkpoint_steps, load_network, num_steps, train_network
+from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
+from attribench.errors import ArtifactError
+from attribench.settings import ModelSettings, Runtime, TrainingSettings
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging, canonical
+
+# Work is counted in forward passes of one image; a training step on an image costs about four of them.
+TRAINING_COST = 4.0
+
+Report = Callable[[float], None]
+
+
+class Job(Protocol):
+    """What an executor runs."""
+
+    @property
+    def name(self) -> str:
+        """What errors and waiting messages call it."""
+
+    @property
+    def cost(self) -> float:
+        """Work in forward passes of one image, for the time left."""
+
+    def find(self, store: ArtifactStore) -> Artifact | None:
+        """The finished artifact, if it is there."""
+
+    def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        """Do it, unless it is done.
+
+        Raises:
+            LockBusyError: another process is at it.
+        """
+
+
+def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
+    """Put images into the store, where jobs find them by content hash."""
+
+    def build(staging: Staging) -> None:
+        tensors = {"images": images.images}
+        if images.labels is not None:
+            tensors["labels"] = images.labels
+        staging.save_tensors("images", tensors)
+        staging.save_json("ids", list(images.ids))
+
+    return store.get_or_create("images", {"content": images.content_hash}, build)
+
+
+def load_images(store: ArtifactStore, content_hash: str) -> ImageSet:
+    """Take images out of the store.
+
+    Raises:
+        ArtifactError: they are not there.
+    """
+    artifact = store.find("images", {"content": content_hash})
+    if artifact is None:
+        raise ArtifactError(f"The images {content_hash[:12]} are not in {store.root}; run the whole command again.")
+    tensors = artifact.load_tensors("images")
+    return ImageSet(tensors["images"], tuple(artifact.load_json("ids")), tensors.get("labels"))
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Train one model from scratch.
+
+    Args:
+        name: what messages call it.
+        train_hash: content hash of the train images in the store.
+        image_shape: (channels, height, width).
+        indices: the train images the model sees, or None for all.
+        num_images: how many those are.
+        seed: the training seed.
+        num_checkpoints: models kept of the course of the training; 0 for none.
+    """
+
+    name: str
+    train_hash: str
+    image_shape: tuple[int, int, int]
+    indices: tuple[int, ...] | None
+    num_images: int
+    model: ModelSettings
+    training: TrainingSettings
+    seed: int
+    num_checkpoints: int = 0
+
+    @property
+    def cost(self) -> float:
+        return num_steps(self.num_images, self.training) * self.training.batch_size * TRAINING_COST
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        training = asdict(self.training)
+        del training["seed"], training["num_checkpoints"]  # they are this model's own below
+        indices = self.indices
+        return {
+            "train": self.train_hash,
+            "indices": None if indices is None else hashlib.sha256(np.array(indices, "<i8").tobytes()).hexdigest(),
+            "model": asdict(self.model),
+            "training": training,
+            "seed": self.seed,
+            "num_checkpoints": self.num_checkpoints,
+            **recipe(TRAINING),
+        }
+
+    def find(self, store: ArtifactStore) -> Artifact | None:
+        return store.find("models", self.spec)
+
+    def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        def build(staging: Staging) -> None:
+            images = load_images(store, self.train_hash).images
+            work = store.working_folder("models", self.spec)
+            train = partial(
+                train_network,
+                images if self.indices is None else images[list(self.indices)],
+                self.model,
+                self.training,
+                self.seed,
+                work,
+                resolve_device(runtime.accelerator, worker),
+                identity=canonical(self.spec),
+                keep_checkpoints=self.num_checkpoints > 0,
+                checkpoint_seconds=runtime.checkpoint_seconds,
+                devices=runtime.devices,
+                report=lambda steps: report(steps * self.training.batch_size * TRAINING_COST),
+            )
+            try:
+                network = train()
+            except UnusableStateError as damage:
+                store.set_aside(work, str(damage))
+                store.working_folder("models", self.spec)
+                network = train()
+            staging.save_tensors("model", network.state_dict())
+            indices = range(len(images)) if self.indices is None else self.indices
+            staging.save_tensors("indices", {"indices": torch.tensor(indices)})
+            for name in self.checkpoint_names():
+                staging.adopt(work / name, name)
+
+        return store.get_or_create("models", self.spec, build, wait=False)
+
+    def checkpoint_names(self) -> list[str]:
+        """File names of the kept checkpoints, oldest first."""
+        if not self.num_checkpoints:
+            return []
+        total = num_steps(self.num_images, self.training)
+        return [checkpoint_name(step) for step in checkpoint_steps(total, self.num_checkpoints)]
+
+    def load(self, store: ArtifactStore) -> nn.Module:
+        """The trained network in evaluation mode, on the CPU.
+
+        Raises:
+            ArtifactError: it has not been trained.
+        """
+        return self._load(store, "model.safetensors")
+
+    def load_checkpoint(self, store: ArtifactStore, name: str) -> nn.Module:
+        """One of :meth:`checkpoint_names` in evaluation mode, on the CPU."""
+        return self._load(store, name)
+
+    def _load(self, store: ArtifactStore, filename: str) -> nn.Module:
+        artifact = self.find(store)
+        if artifact is None:
+            raise ArtifactError(f"The {self.name} is not in {store.root}; run the whole command again.")
+        return load_network(self.model, self.image_shape, artifact.folder / filename)
+
+
+@dataclass(frozen=True)
+class LossJob:
+    """Measure a trained model's losses on a query set, per (noise draw, timestep, query).
+
+    Args:
+        trained: the job that trained the model.
+        queries_hash: content hash of the queries in the store.
+        num_queries: how many those are.
+        timesteps: where the losses are measured.
+        num_draws: noise draws a timestep.
+        seed: root of the loss noise.
+    """
+
+    trained: TrainJob
+    queries_hash: str
+    num_queries: int
+    timesteps: tuple[int, ...]
+    num_draws: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"losses of the {self.trained.name}"
+
+    @property
+    def cost(self) -> float:
+        return float(self.num_draws * len(self.timesteps) * self.num_queries)
+
+    def spec(self, model: Artifact) -> dict[str, Any]:
+        """Bound to the weights themselves, not only to what they were meant to be."""
+        return {
+            "model": model.key,
+            "weights": model.digest,
+            "queries": self.queries_hash,
+            "timesteps": self.timesteps,
+            "num_draws": self.num_draws,
+            "seed": self.seed,
+            **recipe(LOSSES),
+        }
+
+    def find(self, store: ArtifactStore) -> Artifact | None:
+        model = self.trained.find(store)
+        return None if model is None else store.find("losses", self.spec(model))
+
+    def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile
+
+        def build(staging: Staging) -> None:
+            queries = load_images(store, self.queries_hash)
+            device = resolve_device(runtime.accelerator, worker)
+            with single_thread(device):
+                losses = denoising_losses(
+                    self.trained.load(store),
+                    queries.images,
+                    queries.ids,
+                    self.timesteps,
+                    self.num_draws,
+                    self.seed,
+                    device,
+                    runtime.evaluation_batch,
+                    report,
+                )
+            staging.save_tensors("losses", {"losses": losses})
+
+        return store.get_or_create("losses", self.spec(model), build, wait=False)
+
+    def load(self, store: ArtifactStore) -> Tensor:
+        """float32 ``(num_draws, num_timesteps, num_queries)``."""
+        artifact = self.find(store)
+        if artifact is None:
+            raise ArtifactError(f"The {self.name} are not in {store.root}; run the whole command again.")
+        return artifact.load_tensors("losses")["losses"]

@@ -1,0 +1,230 @@
+"""Scores of a method on an experiment's queries: computed once, kept in the store with what they cost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribench.computing.cost import measure
+from attribench.computing.device import resolve_device
+from attribench.configuration.resolution import MethodConfig
+from attribench.data import ImageSet
+from attribench.diffusion.noise import NoiseSchedule
+from attribench.errors import AttribenchError, UsageError
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries, score, start
+from attribench.records.lds import CostRecord, row_name
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.store.code import method_hash
+from attribench.store.json_values import json_value
+from attribench.store.shared import SharedStore, Usage
+from attribench.truth.experiment import Experiment
+
+# Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
+_QUERIES_PER_PIECE = 64
+
+
+def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
+    """What ``method`` gets to work with; models, and what was made from them, only as far as it declared."""
+    access = access_of(type(method))
+    return AttributionContext(
+        train=experiment.train,
+        schedule=NoiseSchedule(),
+        device=resolve_device(experiment.runtime.accelerator),
+        seed=experiment.settings.training.seed,
+        store=experiment.store.scoped(f"methods/{config.cls.__qualname__}"),
+        access=access,
+        models=experiment.models(),
+        progress=experiment.progress,
+        shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
+    )
+
+
+def access_of(cls: type[Any]) -> Access:
+    """What a method class declares.
+
+    Raises:
+        AttribenchError: it declares nothing.
+    """
+    access = getattr(cls, "access", None)
+    if not isinstance(access, Access):
+        raise AttribenchError(f"{cls.__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
+    return access
+
+
+def require(method: AttributionMethod, name: str, context: AttributionContext) -> None:
+    """Insist that a method can run.
+
+    Raises:
+        UsageError: it cannot; with its reason.
+    """
+    reason = method.skip_reason(context)
+    if reason is not None:
+        raise UsageError(f"{name} cannot run here: {reason}")
+
+
+class Scoring:
+    """Scores of one method, kept in the store with what they cost.
+
+    The cost is what the method costs on its own: shared artifacts that another method has paid for are added.
+
+    Args:
+        store: where scores are kept.
+        method: not yet started; it is only where scores are missing.
+        config: what it was made from.
+        context: what it may work with.
+        weights: digest of the target model, for methods that look at it.
+    """
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
+    ) -> Scoring:
+        """Scores in an experiment's store."""
+        target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
+        return cls(experiment.store, method, config, context, target.digest if target else None)
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        method: AttributionMethod,
+        config: MethodConfig,
+        context: AttributionContext,
+        weights: str | None = None,
+    ) -> None:
+        self._store = store
+        self._method, self._context, self._progress = method, context, context.progress
+        self.name = row_name(config.name, config.changed)
+        inputs = method.inputs_hash()
+        self.spec: Spec = {
+            "method": f"{config.cls.__module__}.{config.cls.__qualname__}",
+            "options": json_value(config.options, "method"),
+            "code": method_hash(config.cls),  # type: ignore[arg-type]
+            "train": context.train.content_hash,
+            "seed": context.seed,
+            "weights": weights,
+            **({"inputs": inputs} if inputs else {}),
+        }
+        self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
+        self.hardware: dict[str, Any] = {}
+        self.versions: dict[str, str] = {}
+
+    def complete(self, query_sets: Mapping[str, Queries]) -> bool:
+        """Whether all scores are in the store, so that :meth:`scores` only reads them."""
+        found = (self._store.find("scores", self._piece_spec(piece)) for piece in _pieces(query_sets).values())
+        return self._store.find("preparations", self.spec) is not None and all(found)
+
+    def scores(self, query_sets: Mapping[str, Queries]) -> dict[str, Tensor]:
+        """Scores ``(num_queries, num_train)`` for every query set, see :func:`attribench.method.score`.
+
+        Computed where they are not in the store.
+        """
+        pieces = _pieces(query_sets)
+        found = {key: self._store.find("scores", self._piece_spec(piece)) for key, piece in pieces.items()}
+        prepared = self._store.find("preparations", self.spec)
+        if prepared is None or None in found.values():
+            prepared = self._prepare()
+            total = sum(len(piece) for key, piece in pieces.items() if found[key] is None)
+            with self._progress.task(f"{self.name}: scoring {total} queries", total) as task:
+                for key, piece in pieces.items():
+                    if found[key] is None:
+                        found[key] = self._score(piece)
+                        task.advance(len(piece))
+        artifacts = {key: artifact for key, artifact in found.items() if artifact is not None}
+        self._add_up(prepared, list(artifacts.values()), sum(len(piece) for piece in pieces.values()))
+        return {
+            name: torch.cat([artifacts[key].load_tensors("scores")["scores"] for key in pieces if key[0] == name])
+            for name in query_sets
+        }
+
+    def _prepare(self) -> Artifact:
+        with self._measure() as cost:
+            start(self._method, self._context)
+
+        def build(staging: Staging) -> None:
+            staging.save_json("cost", {**cost, "hardware": hardware(self._context.device), "versions": versions()})
+
+        return self._store.get_or_create("preparations", self.spec, build)
+
+    def _score(self, piece: Queries) -> Artifact:
+        def build(staging: Staging) -> None:
+            with self._measure() as cost:
+                scores = score(self._method, piece)
+            staging.save_tensors("scores", {"scores": scores})
+            costs.append(cost)
+
+        costs: list[dict[str, Any]] = []
+        artifact = self._store.get_or_create("scores", self._piece_spec(piece), build)
+        if costs:
+            # Apart from the scores, whose checksum must not depend on the clock.
+            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", costs[0]))
+        return artifact
+
+    @contextmanager
+    def _measure(self) -> Iterator[dict[str, Any]]:
+        """Yield what fills with the cost of the block: its own, and that of the shared artifacts it found."""
+        result: dict[str, Any] = {}
+        shared = self._context.shared
+        with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
+            yield result
+        result["seconds"] = cost.seconds + usage.seconds
+        result["compile_seconds"] = cost.compile_seconds
+        result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
+        # What the method keeps for these data and options; its folder also holds that of other runs.
+        result["stored"] = {**self._context.store.used, **usage.stored}
+
+    def _piece_spec(self, piece: Queries) -> Spec:
+        return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
+
+    def _add_up(self, prepared: Artifact, artifacts: list[Artifact], num_queries: int) -> None:
+        preparation = prepared.load_json("cost")
+        pieces = [self._store.find("scoring-costs", artifact.spec) for artifact in artifacts]
+        costs = [piece.load_json("cost") for piece in pieces if piece is not None]
+        self.hardware, self.versions = preparation["hardware"], preparation["versions"]
+        stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
+        self.cost = CostRecord(
+            prepare_seconds=preparation["seconds"],
+            seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
+            peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
+            stored_bytes=sum(stored.values()),
+            compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
+        )
+
+
+def scorings(
+    experiment: Experiment, methods: Sequence[tuple[MethodConfig, AttributionMethod]], skipped: dict[str, str]
+) -> Iterator[tuple[MethodConfig, Scoring]]:
+    """Scores of each method that can run here, one after the other; of the others the reason is put into ``skipped``."""
+    for config, method in methods:
+        context = make_context(experiment, method, config)
+        reason = method.skip_reason(context)
+        if reason is None:
+            yield config, Scoring.of(experiment, method, config, context)
+        else:
+            skipped[row_name(config.name, config.changed)] = reason
+
+
+def _pieces(query_sets: Mapping[str, Queries]) -> dict[tuple[str, int], Queries]:
+    return {
+        (name, begin): queries[begin : begin + _QUERIES_PER_PIECE]
+        for name, queries in query_sets.items()
+        for begin in range(0, len(queries), _QUERIES_PER_PIECE)
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the costs were measured on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "device": str(device), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("attribench", "torch", "lightning", "diffusers", "numpy", "scikit-learn", "traker")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

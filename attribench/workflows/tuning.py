@@ -1,0 +1,124 @@
+"""Honest tuning: options are chosen on data that is named with every result, and never on what is reported.
+
+Standard protocol: chosen on the validation queries with all subsets, applied unchanged to the generated ones; the numbers on
+validation queries are then the chosen-on ones, and records say so. Strict protocol: chosen on half of the validation queries
+and half of the subsets, reported on the other halves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attribench.computing.progress import Progress
+from attribench.configuration.protocol import PROTOCOLS, ProtocolName
+from attribench.configuration.resolution import Config, MethodConfig, typed
+from attribench.errors import UsageError
+from attribench.method import AttributionMethod, Queries
+from attribench.metrics.lds import linear_datamodeling_score
+from attribench.records.choices import Choice, Trial, save_choice
+from attribench.settings import Runtime
+from attribench.store.json_values import json_value
+from attribench.truth.experiment import Experiment, GroundTruth
+from attribench.workflows.benchmark import open_experiment, setting_hash
+from attribench.workflows.checks import check_grid, instances, require_early
+from attribench.workflows.scoring import Scoring, make_context
+
+
+@dataclass(frozen=True)
+class _Evaluator:
+    """Gives the mean LDS of options on the choosing data; every score it computes stays in the store."""
+
+    experiment: Experiment
+    config: MethodConfig
+    queries: Queries
+    masks: Tensor
+    outputs: Tensor
+    trials: list[Trial]
+    progress: Progress
+
+    def __call__(self, options: Mapping[str, Any]) -> float:
+        values = typed(self.config.cls, "method", {**self.config.options, **options})
+        config = replace(self.config, options=values, changed=dict(options))
+        method = config.cls(**values)
+        context = make_context(self.experiment, method, config)
+        reason = method.skip_reason(context)
+        if reason is not None:
+            raise UsageError(f"{self.config.name} cannot run here: {reason}")
+        scores = Scoring.of(self.experiment, method, config, context).scores({"validation": self.queries})["validation"]
+        lds = linear_datamodeling_score(scores, self.masks, self.outputs).mean().item()
+        changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
+        self.trials.append(Trial(options=json_value(values), lds=lds))
+        self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")
+        return lds
+
+
+def tune(
+    config: Config, method: MethodConfig, runtime: Runtime, results: Path, protocol: ProtocolName, progress: Progress
+) -> tuple[Choice, Path]:
+    """Choose the options of one method by its own search, and file the choice.
+
+    Retrains nothing: the ground truth and all scores come from the store once they are there.
+
+    Raises:
+        UsageError: the method has nothing to tune, or cannot run here.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"Unknown --protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
+    check_tunable(method)
+    experiment = open_experiment(config, runtime, progress)
+    require_early(instances([method]), experiment)
+    if protocol == "strict":
+        _ = experiment.halves  # too few to halve is known before any work
+    experiment.prepare()
+    truth = experiment.ground_truth("validation")
+    evaluate = _evaluator(experiment, method, truth, protocol, progress)
+    found = method.cls.search(evaluate, method.options)
+    options = typed(method.cls, "method", {**method.options, **found})
+    lds = evaluate(options)
+    choice = Choice(
+        dataset=experiment.label,
+        preset=config.preset,
+        method=method.name,
+        protocol=protocol,
+        setting_hash=setting_hash(experiment, config),
+        options=json_value(options),
+        lds=lds,
+        query_ids=list(evaluate.queries.ids),
+        subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(truth.masks))),
+        trials=evaluate.trials,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    return choice, save_choice(choice, results)
+
+
+def check_tunable(method: MethodConfig) -> None:
+    """Insist that there is something to choose, and that the method takes all of it.
+
+    Raises:
+        UsageError: there is not, or it does not.
+    """
+    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
+    if not method.cls.search_space and not own_search:
+        raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
+    if not own_search:
+        check_grid(method)
+
+
+def _evaluator(
+    experiment: Experiment, method: MethodConfig, truth: GroundTruth, protocol: ProtocolName, progress: Progress
+) -> _Evaluator:
+    queries, masks, outputs = experiment.queries("validation"), truth.masks, truth.outputs
+    if protocol == "strict":
+        halves = experiment.halves
+        index = halves.choosing_queries
+        queries = Queries(queries.images[index], tuple(queries.ids[i] for i in index), queries.name)
+        masks = masks[halves.choosing_subsets]
+        outputs = outputs[halves.choosing_subsets][:, torch.as_tensor(index)]
+    return _Evaluator(experiment, method, queries, masks, outputs, [], progress)

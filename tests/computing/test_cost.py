@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attribench.computing.cost import compiling, measure
+
+CPU = torch.device("cpu")
+MEGABYTE = 2**20
+
+
+def test_compilation_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attribench.computing.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with measure(CPU) as outer:
+        with measure(CPU) as inner:
+            now[0] += 5
+            with compiling():
+                now[0] += 200
+        now[0] += 7
+    assert (inner.seconds, inner.compile_seconds) == (5, 200)
+    assert (outer.seconds, outer.compile_seconds) == (12, 200)
+
+
+MEMORY = """
+import mmap, sys, time
+import numpy as np
+import torch
+from attribench.computing.cost import compiling, measure
+
+megabytes = 2**20
+mapped = np.memmap(sys.argv[1], np.uint8, "r")
+touched = int(mapped[::4096].sum())
+kept = []
+with measure(torch.device("cpu")) as cost:
+    with compiling():
+        kept.append(np.ones(200 * megabytes, np.uint8))
+        time.sleep(0.1)
+    kept.append(np.ones(50 * megabytes, np.uint8))
+    mapped._mmap.madvise(mmap.MADV_DONTNEED)  # the file's pages go, as they may at any moment
+    time.sleep(0.1)
+print(cost.peak_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell mapped files from memory")
+def test_only_the_methods_own_memory_counts(tmp_path: Path) -> None:
+    """Neither what compilation took, nor pages of a file that the system drops meanwhile. In a process of its own:
+
+    another test's memory, given back in the background, would be taken off.
+    """
+    file = tmp_path / "train.bin"
+    file.write_bytes(bytes(100 * MEGABYTE))
+    printed = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(file)], check=True, capture_output=True, text=True
+    ).stdout
+    assert 40 * MEGABYTE < int(printed) < 120 * MEGABYTE
+
+
+def test_nothing_compiled() -> None:
+    with measure(CPU) as cost:
+        pass
+    with compiling():
+        pass
+    assert cost.compile_seconds == 0

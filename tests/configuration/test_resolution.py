@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import pytest
+import yaml
+
+from attribench.configuration.resolution import dataset_config, read_yaml, resolve, shipped, typed
+from attribench.errors import UsageError
+from attribench.registry import DATAMODULES
+
+
+class Example:
+    """A configurable class.
+
+    Args:
+        root: required.
+        top_k: a number.
+        sizes: one or several.
+        kind: one of two.
+    """
+
+    def __init__(
+        self, root: str, top_k: int = 5, sizes: int | list[int] = 3, kind: Literal["dot", "cosine"] = "dot"
+    ) -> None: ...
+
+
+def test_text_becomes_what_the_signature_says() -> None:
+    values = typed(Example, "method", {"root": "a", "top_k": "7", "sizes": "[1, 2]"})
+    assert values == {"root": "a", "top_k": 7, "sizes": [1, 2], "kind": "dot"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"root": "a", "topk": 1}, r"--method\.topk: no such option\. Did you mean 'top_k'"),
+        ({"root": "a", "top_k": "x"}, r"--method\.top_k: expected int, got 'x'"),
+        ({"root": "a", "sizes": "[1.5]"}, r"--method\.sizes: expected int or list\[int\], got '\[1\.5\]'"),
+        ({"root": "a", "kind": "dott"}, r"--method\.kind: expected one of 'dot', 'cosine', got 'dott'"),
+        ({}, r"--method\.root is required"),
+    ],
+)
+def test_a_wrong_option_gives_one_plain_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        typed(Example, "method", values)
+    assert "\n" not in str(caught.value)
+
+
+class Texts:
+    """Options that are text, in every way that signatures say so."""
+
+    def __init__(
+        self,
+        name: str,
+        label: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        file: Path | None = None,
+        folder: Optional[Union[Path, str]] = None,  # noqa: UP007, UP045
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Trip: Rome", "[x]", "{x}", "null", "none", "~", "# z", "1e3", "0x10", "yes", "2026-01-01", "- x", "'x'", "a: [", "%x",
+     "@x", " x ", "${x}", "x\ny", ""],
+)  # fmt: skip
+@pytest.mark.parametrize("option", ["name", "label", "root", "file", "folder"])
+def test_text_stays_as_it_was_given(option: str, text: str) -> None:
+    value = typed(Texts, "data", {"name": "a", option: text})[option]
+    assert value == (Path(text) if isinstance(value, Path) else text)
+    assert isinstance(value, Path) or option != "file"
+
+
+def test_in_yaml_null_is_nothing_and_a_quoted_null_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("name: 'null'\nlabel: null\nroot: '[x]'\n")
+    values = typed(Texts, "data", read_yaml(file))
+    assert (values["name"], values["label"], values["root"]) == ("null", None, "[x]")
+
+
+def test_text_options_of_a_data_set_and_of_a_method_go_through_the_configuration(tmp_path: Path) -> None:
+    config = resolve(
+        "image-folder", "smoke", ["clip"], {"data": {"root": "[x]", "name": "null"}, "method": {"checkpoint": "# z"}}
+    )
+    assert (config.data["root"], config.data["name"]) == ("[x]", "null")
+    assert config.methods[0].options["checkpoint"] == "# z"
+    assert config.methods[0].changed == {"checkpoint": "# z"}
+    again = typed(config.methods[0].cls, "method", config.methods[0].options)
+    assert again == config.methods[0].options
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    assert resolve("digits", "small", [], {}).settings.training.epochs == 150
+    changed = resolve("digits", "small", [], {"training": {"epochs": "3"}})
+    assert changed.settings.training.epochs == 3
+    assert changed.overrides == {"training.epochs": 3}
+    assert changed.settings.training.batch_size == 64, "the rest of the section stays"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "transformer-engine", "float32", ""])
+def test_a_precision_that_models_cannot_be_trained_with_is_refused_with_those_that_can(precision: str) -> None:
+    with pytest.raises(UsageError, match=r"32-true, bf16-mixed, 16-mixed, 64-true") as caught:
+        resolve("digits", "small", [], {"training": {"precision": precision}})
+    assert f"--training.precision {precision!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64"])
+def test_a_precision_keeps_its_name(precision: str) -> None:
+    """Models are filed under it, those trained under Lightning's older names too."""
+    assert (
+        resolve("digits", "small", [], {"training": {"precision": precision}}).settings.training.precision == precision
+    )
+
+
+def test_an_option_set_to_the_preset_s_own_value_changes_nothing() -> None:
+    assert resolve("digits", "small", [], {"training": {"epochs": "150"}}).overrides == {}
+
+
+def test_a_data_set_s_options_for_a_method_apply_and_say_what_they_were_tuned_on() -> None:
+    (method,) = resolve("digits", "small", ["nda"], {}).methods
+    shipped_options = yaml.safe_load(shipped("datasets")["digits"].read_text())["methods"]["nda"]["small"]
+    assert {key: method.options[key] for key in shipped_options} == shipped_options
+    assert "validation" in method.tuned_on
+    (changed,) = resolve("digits", "small", ["nda"], {"method": {"top_k": "5"}}).methods
+    assert changed.changed == {"top_k": 5}
+
+
+def test_a_named_configuration_and_a_file_of_the_user_s_set_a_method_s_options(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: pixel\nsimilarity: dot\n")
+    for name, row in (("pixel-dot", "pixel-dot"), (str(file), "mine")):
+        (method,) = resolve("digits", "smoke", [name], {}).methods
+        assert (method.name, method.options["similarity"]) == (row, "dot")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "preset", "methods", "options", "message"),
+    [
+        ("digts", None, [], {}, "Did you mean 'digits'"),
+        ("digits", "smal", [], {}, "Did you mean 'small'"),
+        ("digits", "paper", [], {}, "has no preset 'paper'"),
+        ("digits", "smoke", ["pixl"], {}, "Did you mean 'pixel"),
+        ("digits", "smoke", [], {"trainig": {"epochs": 1}}, "Did you mean 'training'"),
+        ("digits", "smoke", [], {"training": {"epoch": 1}}, "Did you mean 'epochs'"),
+        ("digits", "smoke", ["pixel", "random"], {"method": {"seed": 1}}, "exactly one --method"),
+        ("digits", "smoke", [], {"ground_truth": {"num_subsets": 1}}, "at least 2"),
+        ("digits", "smoke", [], {"model": {"block_out_channels": [8]}}, "one entry for each of the 1 levels"),
+        ("image-folder", "smoke", [], {}, r"--data\.root is required"),
+        ("absent.yaml", None, [], {}, "Cannot read absent.yaml"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(
+    dataset: str, preset: str | None, methods: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(dataset, preset, methods, options)
+
+
+@pytest.mark.parametrize("name", sorted(set(DATAMODULES.names())))
+def test_every_shipped_data_set_resolves_in_every_preset(name: str) -> None:
+    config = dataset_config(name)
+    assert {"small", "smoke"} <= set(config.presets)
+    for preset in config.presets:
+        options = {"data": {"root": "somewhere"}} if name == "image-folder" else {}
+        resolve(name, preset, ["nda", "pixel", "random"], options)
+
+
+@pytest.mark.parametrize("name", ["cifar2", "cifar10", "celeba"])
+def test_paper_presets_are_the_protocol_s(name: str) -> None:
+    config = resolve(name, "paper", [], {})
+    settings = config.settings
+    assert vars(settings.training) == {
+        "epochs": 200,
+        "batch_size": 128,
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-6,
+        "warmup_fraction": 0.1,
+        "gradient_clip": 1.0,
+        "horizontal_flip": True,
+        "num_checkpoints": 4,
+        "precision": "32-true",
+        "seed": 42,
+    }
+    truth = settings.ground_truth
+    assert (truth.num_subsets, truth.num_seeds) == (64, 1 if name == "cifar10" else 3)
+    assert (len(truth.timesteps), truth.num_noise_draws, truth.seed, truth.subset_fraction) == (1000, 3, 42, 0.5)
+    assert vars(settings.generation) == {"num_images": 1000, "num_inference_steps": 50, "eta": 0.0}
+    assert config.data["num_train"] == (50000 if name == "cifar10" else 5000)
+    assert config.data["num_queries"] == 1000
+    model = settings.model
+    if name == "celeba":
+        assert model.block_out_channels == [128, 128, 256, 256, 512, 512]
+        assert model.down_block_types.index("AttnDownBlock2D") == 4
+        assert model.up_block_types.index("AttnUpBlock2D") == 1
+        assert (model.attention_head_dim, model.norm_eps, model.downsample_padding) == (8, 1e-5, 1)
+        assert (model.flip_sin_to_cos, model.freq_shift) == (True, 0)
+    else:
+        assert model.block_out_channels == [128, 256, 256, 256]
+        assert model.down_block_types.index("AttnDownBlock2D") == 1
+        assert model.up_block_types.index("AttnUpBlock2D") == 2
+        assert (model.attention_head_dim, model.norm_eps, model.downsample_padding) == (None, 1e-6, 0)
+        assert (model.flip_sin_to_cos, model.freq_shift) == (False, 1)
+    assert (model.layers_per_block, model.norm_num_groups, model.dropout) == (2, 32, 0.1)

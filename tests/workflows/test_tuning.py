@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tiny_data import TinyData
+from torch import Tensor
+
+from attribench import Access, AttributionMethod, Queries
+from attribench.computing.progress import silent_progress
+from attribench.configuration.resolution import Config, MethodConfig
+from attribench.errors import UsageError
+from attribench.settings import Runtime, Settings
+from attribench.workflows.benchmark import open_experiment, run
+from attribench.workflows.tuning import tune
+
+pytestmark = pytest.mark.slow
+
+
+class Oracle(AttributionMethod):
+    """Knows the ground truth, and tells it for one half of the queries and its opposite for the other.
+
+    Args:
+        right_for: the half it is right for.
+    """
+
+    access = Access.DATA
+    search_space: ClassVar[Mapping[str, Any]] = {"right_for": ["reporting", "choosing"]}
+    scores: ClassVar[dict[str, Tensor]] = {}
+    half: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, right_for: str = "reporting") -> None:
+        self.right_for = right_for
+
+    def attribute(self, queries: Queries) -> Tensor:
+        sign = [1.0 if self.half.get(i, self.right_for) == self.right_for else -1.0 for i in queries.ids]
+        return torch.stack([self.scores[i] for i in queries.ids]) * torch.tensor(sign)[:, None]
+
+
+@pytest.fixture
+def config(tiny_settings: Settings) -> Config:
+    truth = replace(tiny_settings.ground_truth, num_subsets=8, num_seeds=1)
+    settings = replace(tiny_settings, ground_truth=truth, training=replace(tiny_settings.training, epochs=1))
+    method = MethodConfig("oracle", Oracle, {"right_for": "reporting"})
+    return Config("tiny", "smoke", TinyData, {"seed": 0}, settings, [method], {})
+
+
+@pytest.fixture
+def planted(config: Config, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores whose sum over a subset is exactly minus its output, and the half each validation query is in."""
+    experiment = open_experiment(config, runtime, silent_progress)
+    experiment.prepare()
+    scores: dict[str, Tensor] = {}
+    for name in ("validation", "generation"):
+        truth = experiment.ground_truth(name)
+        solution = torch.linalg.lstsq(truth.masks.double(), -truth.outputs, driver="gelsd").solution
+        scores.update(zip(experiment.queries(name).ids, solution.T, strict=True))
+    ids = experiment.validation.ids
+    half = {ids[i]: "choosing" for i in experiment.halves.choosing_queries}
+    half |= {ids[i]: "reporting" for i in experiment.halves.reporting_queries}
+    assert len(half) == len(ids), "the halves are disjoint and complete"
+    monkeypatch.setattr(Oracle, "scores", scores)
+    monkeypatch.setattr(Oracle, "half", half)
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_strict_protocol_does_not_see_what_it_reports(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    choice, _ = tune(config, config.methods[0], runtime, tmp_path, "strict", silent_progress)
+    by_option = {trial.options["right_for"]: trial.lds for trial in choice.trials}
+    assert choice.options == {"right_for": "choosing"}
+    assert by_option["choosing"] == pytest.approx(1.0)
+    assert by_option["reporting"] == pytest.approx(-1.0)
+
+    # Choosing on the reported half would have given the other option: there, the chosen one is wrong everywhere.
+    (strict,) = run(config, runtime, tmp_path, silent_progress, protocol="strict", tuned=True).records
+    (untuned,) = run(config, runtime, tmp_path, silent_progress, protocol="strict").records
+    assert strict.results["validation"].lds == pytest.approx(-1.0)
+    assert untuned.results["validation"].lds == pytest.approx(1.0)
+
+    experiment = open_experiment(config, runtime, silent_progress)
+    assert set(choice.query_ids).isdisjoint(strict.results["validation"].query_ids)
+    assert set(choice.subsets) == set(experiment.halves.choosing_subsets)
+    assert set(choice.subsets).isdisjoint(experiment.halves.reporting_subsets)
+    assert len(strict.results["generation"].query_ids) == 5, "generated queries are all reported"
+    assert (strict.protocol, strict.method) == ("strict", "oracle tuned")
+    assert "a half: 3" in strict.tuned_on
+    assert "a half: 4" in strict.tuned_on
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_choice_is_bound_to_its_setting_and_protocol(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="attribench tune --method oracle"):
+        run(config, runtime, tmp_path, silent_progress, tuned=True)
+    choice, _ = tune(config, config.methods[0], runtime, tmp_path, "standard", silent_progress)
+    assert len(choice.query_ids) == 6
+    assert choice.subsets == list(range(8))
+    (record,) = run(config, runtime, tmp_path, silent_progress, tuned=True).records
+    assert "all: 6" in record.tuned_on
+    with pytest.raises(UsageError, match="protocol strict"):
+        run(config, runtime, tmp_path, silent_progress, tuned=True, protocol="strict")
+    other = replace(config, data={"seed": 1})
+    with pytest.raises(UsageError, match="other data or settings"):
+        run(other, runtime, tmp_path, silent_progress, tuned=True)
+
+
+def test_a_method_without_a_search_space_says_so(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Plain(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {}
+
+    with pytest.raises(UsageError, match="nothing to tune"):
+        tune(config, MethodConfig("plain", Plain, {}), runtime, tmp_path, "standard", silent_progress)
+
+
+def test_the_default_search_is_the_full_grid_and_takes_the_first_of_equals() -> None:
+    class Gridded(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {"a": [1, 2, 3], "b": [10, 20]}
+
+    seen: list[dict[str, Any]] = []
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        seen.append(dict(options))
+        return float(options["a"] >= 2)
+
+    assert Gridded.search(evaluate, {}) == {"a": 2, "b": 10}
+    assert len(seen) == 6
+
+
+def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> None:
+    from attribench.methods.nda import NDA
+
+    best = {100: (5, 6, 0.5), 200: (9, 14, 1.0), 300: (3, 4, 0.0)}
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        NDA(**options)  # every candidate is valid
+        total = 0.0
+        columns = ("timesteps", "patch_size", "low_resolution_patch_size", "alpha")
+        for t, size, low, alpha in zip(*(options[name] for name in columns), strict=True):
+            p, q, a = best[t]
+            total -= alpha * abs(size - p) + (1 - alpha) * abs(low - q) + 0.01 * abs(alpha - a)
+            total += 100 if t <= 200 else -5
+        return total - 0.001 * (options.get("top_k", 100) != 10)
+
+    found = NDA.search(evaluate, {"timesteps": [300, 100, 200], "top_k": 100})
+    assert found == {
+        "timesteps": [100, 200],
+        "patch_size": [5, 9],
+        "low_resolution_patch_size": [6, 14],
+        "alpha": [0.5, 1.0],
+        "top_k": 10,
+    }
