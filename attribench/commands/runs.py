@@ -73,7 +73,7 @@ def ground_truth(arguments: list[str]) -> int:
 
     from attribench.computing.progress import terminal_progress
     from attribench.settings import QUERY_SETS
-    from attribench.workflows.benchmark import open_experiment
+    from attribench.workflows.setting import open_experiment
 
     experiment = open_experiment(config, runtime_of(options), terminal_progress())
     experiment.prepare()
@@ -95,7 +95,7 @@ def status(arguments: list[str]) -> int:
 
     from attribench.commands.status_lines import status_lines
     from attribench.computing.progress import silent_progress
-    from attribench.workflows.benchmark import open_experiment
+    from attribench.workflows.setting import open_experiment
 
     for line in status_lines(open_experiment(config, runtime_of(options), silent_progress)):
         print(line)

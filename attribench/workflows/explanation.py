@@ -14,9 +14,9 @@ from attribench.records.answers import Explained, Explanation
 from attribench.records.files import safe
 from attribench.records.lds import row_name
 from attribench.settings import QUERY_SETS, Runtime
-from attribench.workflows.benchmark import open_experiment
 from attribench.workflows.checks import instances, require_early
 from attribench.workflows.scoring import make_context, require
+from attribench.workflows.setting import open_experiment
 
 
 def explain(method: AttributionMethod, query: Queries, top: int) -> Explanation:

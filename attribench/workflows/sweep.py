@@ -14,15 +14,10 @@ from attribench.records.lds import MeasuredLDS
 from attribench.records.sweep import Point, SweepRecord
 from attribench.settings import QUERY_SETS, Runtime
 from attribench.store.json_values import json_value
-from attribench.workflows.benchmark import (
-    evaluate,
-    method_description,
-    open_experiment,
-    setting_description,
-    setting_hash,
-)
 from attribench.workflows.checks import instances, require_early
+from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.scoring import Scoring, make_context, require
+from attribench.workflows.setting import lds_description, method_description, open_experiment
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,8 @@ def sweep(
     experiment = open_experiment(config, runtime, progress)
     require_early(methods, experiment)
     experiment.prepare()
-    queries = {name: experiment.queries(name) for name in QUERY_SETS}
-    truths = {name: experiment.ground_truth(name) for name in QUERY_SETS}
+    parts = {name: Evaluation.reported(experiment, name) for name in QUERY_SETS}
+    queries = {name: part.asked for name, part in parts.items()}
     points = []
     scoring = None
     with progress.task(f"{base.name}: {len(configs)} combinations", len(configs)) as task:
@@ -87,7 +82,7 @@ def sweep(
             require(method, base.name, context)
             scoring = Scoring.of(experiment, method, item, context)
             scores = scoring.scores(queries)
-            found = {name: evaluate(scores[name], queries[name], truths[name]) for name in QUERY_SETS}
+            found = {name: part.evaluate(scores[name]) for name, part in parts.items()}
             points.append(
                 Point(
                     value=json_value(value),
@@ -98,11 +93,8 @@ def sweep(
             task.advance()
     assert scoring is not None
     record = SweepRecord(
-        **setting_description(config, experiment),
+        **lds_description(config, experiment),
         **method_description(base, scoring),
-        overrides=json_value(config.overrides_without("counterfactual")),
-        settings=config.settings.without("counterfactual"),
-        setting_hash=setting_hash(experiment, config),
         vary=vary.option,
         series_option=series.option if series else "",
         points=points,

@@ -13,22 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from attribench.computing.progress import Progress
 from attribench.configuration.protocol import PROTOCOLS, ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig, typed
 from attribench.errors import UsageError
-from attribench.method import AttributionMethod, Queries
+from attribench.method import AttributionMethod
 from attribench.metrics.lds import linear_datamodeling_score
 from attribench.records.choices import Choice, Trial, save_choice
 from attribench.settings import Runtime
 from attribench.store.json_values import json_value
-from attribench.truth.experiment import Experiment, GroundTruth
-from attribench.workflows.benchmark import open_experiment, setting_hash
+from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import check_grid, instances, require_early
+from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.scoring import Scoring, make_context
+from attribench.workflows.setting import open_experiment, setting_hash
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,7 @@ class _Evaluator:
 
     experiment: Experiment
     config: MethodConfig
-    queries: Queries
-    masks: Tensor
-    outputs: Tensor
+    data: Evaluation
     trials: list[Trial]
     progress: Progress
 
@@ -51,8 +47,13 @@ class _Evaluator:
         reason = method.skip_reason(context)
         if reason is not None:
             raise UsageError(f"{self.config.name} cannot run here: {reason}")
-        scores = Scoring.of(self.experiment, method, config, context).scores({"validation": self.queries})["validation"]
-        lds = linear_datamodeling_score(scores, self.masks, self.outputs).mean().item()
+        scoring, queries, truth = (
+            Scoring.of(self.experiment, method, config, context),
+            self.data.queries,
+            self.data.truth,
+        )
+        scores = scoring.scores({"validation": queries})["validation"]
+        lds = linear_datamodeling_score(scores, truth.masks, truth.outputs).mean().item()
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
         self.trials.append(Trial(options=json_value(values), lds=lds))
         self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")
@@ -77,8 +78,8 @@ def tune(
     if protocol == "strict":
         _ = experiment.halves  # too few to halve is known before any work
     experiment.prepare()
-    truth = experiment.ground_truth("validation")
-    evaluate = _evaluator(experiment, method, truth, protocol, progress)
+    data = _choosing(experiment, protocol)
+    evaluate = _Evaluator(experiment, method, data, [], progress)
     found = method.cls.search(evaluate, method.options)
     options = typed(method.cls, "method", {**method.options, **found})
     lds = evaluate(options)
@@ -90,8 +91,8 @@ def tune(
         setting_hash=setting_hash(experiment, config),
         options=json_value(options),
         lds=lds,
-        query_ids=list(evaluate.queries.ids),
-        subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(truth.masks))),
+        query_ids=list(data.queries.ids),
+        subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(data.truth.masks))),
         trials=evaluate.trials,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -111,14 +112,9 @@ def check_tunable(method: MethodConfig) -> None:
         check_grid(method)
 
 
-def _evaluator(
-    experiment: Experiment, method: MethodConfig, truth: GroundTruth, protocol: ProtocolName, progress: Progress
-) -> _Evaluator:
-    queries, masks, outputs = experiment.queries("validation"), truth.masks, truth.outputs
-    if protocol == "strict":
-        halves = experiment.halves
-        index = halves.choosing_queries
-        queries = Queries(queries.images[index], tuple(queries.ids[i] for i in index), queries.name)
-        masks = masks[halves.choosing_subsets]
-        outputs = outputs[halves.choosing_subsets][:, torch.as_tensor(index)]
-    return _Evaluator(experiment, method, queries, masks, outputs, [], progress)
+def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:
+    """What options are chosen on: never what the same protocol reports as not chosen on."""
+    if protocol == "standard":
+        return Evaluation.of(experiment, "validation")
+    halves = experiment.halves
+    return Evaluation.of(experiment, "validation", halves.choosing_queries, halves.choosing_subsets)

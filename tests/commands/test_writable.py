@@ -78,7 +78,7 @@ def test_every_command_says_so_in_one_line_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [str(written_results(tmp_path)) if argument == "RESULTS" else argument for argument in command]
-    monkeypatch.setattr("attribench.workflows.benchmark.open_experiment", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("attribench.workflows.setting.Experiment", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("attribench.workflows.attribution.attribute", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("attribench.reporting.figures.style.save", lambda *_: pytest.fail("work was begun"))
     target = tmp_path / "target"

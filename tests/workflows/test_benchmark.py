@@ -22,7 +22,8 @@ from attribench.records.gallery import Gallery
 from attribench.records.lds import Record, load_attachment
 from attribench.settings import QUERY_SETS, Runtime, Settings
 from attribench.truth.experiment import Experiment
-from attribench.workflows.benchmark import open_experiment, run
+from attribench.workflows.benchmark import run
+from attribench.workflows.setting import open_experiment
 
 pytestmark = pytest.mark.slow
 

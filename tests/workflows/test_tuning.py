@@ -15,7 +15,8 @@ from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.settings import Runtime, Settings
-from attribench.workflows.benchmark import open_experiment, run
+from attribench.workflows.benchmark import run
+from attribench.workflows.setting import open_experiment
 from attribench.workflows.tuning import tune
 
 pytestmark = pytest.mark.slow

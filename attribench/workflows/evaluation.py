@@ -1,0 +1,111 @@
+"""From scores to the numbers of a record: restrict them to what is reported, evaluate, attach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from attribench.configuration.protocol import Halves
+from attribench.data import ImageSet
+from attribench.method import Queries
+from attribench.metrics.ceiling import noise_ceiling
+from attribench.metrics.comparison import ranks_over_subsets
+from attribench.metrics.lds import linear_datamodeling_score, predict_outputs, undefined_queries
+from attribench.metrics.resampling import Interval, lds_interval, published_bootstrap, standard_error
+from attribench.records.gallery import Gallery
+from attribench.records.lds import CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
+from attribench.truth.experiment import Experiment, GroundTruth
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What scores of a query set are evaluated on: all of its ground truth, or a part.
+
+    Attributes:
+        asked: the whole query set.
+        queries: those of the part.
+        index: which they are of the whole.
+        truth: the part's ground truth.
+        ceiling: what a perfect method would reach on it; None where nothing was measured twice.
+    """
+
+    asked: Queries
+    queries: Queries
+    index: list[int]
+    truth: GroundTruth
+    ceiling: CeilingRecord | None
+
+    @classmethod
+    def reported(cls, experiment: Experiment, query_set: str, halves: Halves | None = None) -> Evaluation:
+        """What is reported: everything, or the halves that nothing was chosen on.
+
+        Of generated queries, which no choice looks at, all are reported, on the reporting half of the subsets.
+        """
+        if halves is None:
+            return cls.of(experiment, query_set)
+        index = halves.reporting_queries if query_set == "validation" else None
+        return cls.of(experiment, query_set, index, halves.reporting_subsets)
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, query_set: str, index: list[int] | None = None, subsets: list[int] | None = None
+    ) -> Evaluation:
+        """Some queries and subsets, by number, or all of them (None)."""
+        asked, truth = experiment.queries(query_set), experiment.ground_truth(query_set)
+        index = list(range(len(asked))) if index is None else index
+        queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
+        if subsets is not None:
+            draws = truth.draws[subsets][..., index]
+            truth = replace(truth, masks=truth.masks[subsets], draws=draws, hash=f"{truth.hash}/{subsets}")
+        return cls(asked, queries, index, truth, ceiling(truth))
+
+    def evaluate(self, scores: Tensor) -> QuerySetResult:
+        """The LDS of the whole query set's scores, with its intervals where there are several queries."""
+        scores, truth = scores[self.index], self.truth
+        per_query = linear_datamodeling_score(scores, truth.masks, truth.outputs)
+        predictions = predict_outputs(scores, truth.masks)
+        mean, std = published_bootstrap(predictions, truth.outputs)
+        several = len(self.queries) > 1
+        return QuerySetResult(
+            lds=per_query.mean().item(),
+            interval=_interval(lds_interval(predictions, truth.outputs)) if several else None,
+            published_bootstrap=PublishedBootstrap(mean=mean, std=std, num_resamples=64),
+            standard_error=standard_error(per_query) if several else None,
+            undefined_queries=int(undefined_queries(scores, truth.masks, truth.outputs).sum()),
+            per_query=per_query.tolist(),
+            query_ids=list(self.queries.ids),
+            queries_hash=ImageSet(self.queries.images, self.queries.ids).content_hash,
+            ground_truth_hash=truth.hash,
+            ceiling=self.ceiling,
+        )
+
+    def attached(self, scores: Tensor, train: ImageSet) -> dict[str, Tensor]:
+        """What is filed beside a record; see :class:`attribench.records.lds.Record`."""
+        name, scores = self.queries.name, scores[self.index]
+        return {
+            f"{name}.predictions": ranks_over_subsets(predict_outputs(scores, self.truth.masks)),
+            f"{name}.outputs": ranks_over_subsets(self.truth.outputs),
+            **Gallery.of(self.queries, scores, train).tensors(f"{name}.gallery"),
+        }
+
+
+def ceiling(truth: GroundTruth) -> CeilingRecord | None:
+    """The noise ceiling, from training seeds if there are several, else from noise draws; None if neither is."""
+    _, seeds, draws, _ = truth.draws.shape
+    if len(truth.masks) < 4 or max(seeds, draws) < 2:
+        return None
+    found = noise_ceiling(truth.losses if seeds > 1 else truth.draws[:, 0])
+    if found is None:
+        return None
+    return CeilingRecord(
+        lds=found.lds,
+        interval=_interval(found.interval) if truth.draws.shape[-1] > 1 else None,
+        replicates="training seeds" if seeds > 1 else "noise draws",
+        num_replicates=seeds if seeds > 1 else draws,
+        agreement=found.agreement,
+    )
+
+
+def _interval(interval: Interval) -> IntervalRecord:
+    return IntervalRecord(low=interval.low, high=interval.high, level=interval.level, resampled="queries and subsets")
