@@ -27,7 +27,9 @@ def main() -> None:
     lds = linear_datamodeling_score(scores, masks, outputs)
     interval = lds_interval(predict_outputs(scores, masks), outputs)
     print(f"LDS × 100: {100 * lds.mean():.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
-    print(f"noise ceiling: {100 * noise_ceiling(losses).lds:.1f}")
+    ceiling = noise_ceiling(losses)  # None with a single seed
+    if ceiling is not None:
+        print(f"noise ceiling: {100 * ceiling.lds:.1f}")
 
 
 if __name__ == "__main__":

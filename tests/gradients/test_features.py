@@ -23,6 +23,8 @@ from attribench.gradients.projection import Projection
 from attribench.settings import ModelSettings
 from attribench.store.artifacts import ArtifactStore
 
+pytestmark = pytest.mark.slow
+
 SEED = 42
 MakeContext = Callable[..., AttributionContext]
 OUTPUTS = get_args(ModelOutput)

@@ -239,6 +239,7 @@ class Interrupted(TorchEngine):
         return super()._partial(task, train, start, sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [1, 500_000, 2**28])
 def test_an_interrupted_stream_goes_on(memory_limit: int, tmp_path: Path) -> None:
     tasks, train = stream_tasks()

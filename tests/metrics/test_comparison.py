@@ -41,6 +41,7 @@ def rejected(comparison: PairedComparison, alpha: float = 0.05) -> tuple[bool, b
     return comparison.p_mean < alpha, comparison.p_wilcoxon < alpha
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subsets", "queries"), [(64, 30), (24, 60)])
 def test_equal_methods_are_told_apart_no_more_often_than_promised(subsets: int, queries: int) -> None:
     worlds = 200
@@ -62,6 +63,7 @@ def test_wilcoxon_keeps_its_level_where_queries_are_independent() -> None:
     assert (np.mean(found, axis=0) < 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / worlds)).all()
 
 
+@pytest.mark.slow
 def test_of_many_equal_methods_hardly_ever_one_is_called_worse_than_the_best() -> None:
     wrong, worlds = 0, 60
     for seed in range(worlds):

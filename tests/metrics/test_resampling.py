@@ -175,6 +175,7 @@ class TestLdsInterval:
         interval = lds_interval(*world(24, 1, seed=3), num_resamples=200)
         assert -1 <= interval.low < interval.high <= 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "setting",
         [
