@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 export PYTHONHASHSEED := 0
 
-.PHONY: demo test test-fast lint docs wheel format browser clean
+.PHONY: demo test test-fast test-lowest lint docs wheel format browser clean
 
 # The environment is made anew when the dependencies change.
 $(VENV)/ready: pyproject.toml
@@ -27,6 +28,19 @@ test: $(VENV)/ready browser
 # While working: what trains models, or starts processes or a browser, is left out.
 test-fast: $(VENV)/ready
 	$(PYTEST) -m 'not slow'
+
+# The lowest versions that pyproject.toml declares, in an environment of their own, which takes some 7 GB: torch came with CUDA.
+$(LOWEST)/ready: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
+# A run from images to the table, then the tests of what other libraries change first: options, messages, tables and figures.
+test-lowest: $(LOWEST)/ready
+	$(LOWEST)/bin/attribench run --method nda,dtrak --preset smoke --workdir $(LOWEST)/runs --results $(LOWEST)/results
+	$(LOWEST)/bin/python -m pytest tests/reporting tests/configuration tests/computing tests/test_cli.py
 
 # The pages are tested in Chromium. Where it is not there and cannot be installed, those tests are skipped and say so.
 browser:
@@ -69,4 +83,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -249,6 +249,9 @@ def typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, 
             raise UsageError(f"--{section}.{key}: no such {kind}.{nearest(key, known)}")
     if not known:
         return {}
+    missing = [key for key in known if key not in values and key not in _defaults(cls)]
+    if missing:
+        raise UsageError(" ".join(f"--{section}.{key} is required." for key in missing))
     # jsonargparse would read text as YAML wherever None or a path is possible too: it meets a harmless one in its place.
     kept = {key: value for key, value in values.items() if isinstance(value, str) and key in _text_options(cls)}
     try:
@@ -330,9 +333,6 @@ def _check_keys(given: Mapping[str, Any], known: Iterable[str], where: str, dash
 
 def plain_type_error(text: str) -> str:
     """Turn jsonargparse's nested report into one plain line."""
-    missing = re.search(r"required: (.+)$", text)
-    if missing:
-        return " ".join(f"--{name.strip()} is required." for name in missing.group(1).split(","))
     key = re.search(r'key "([^"]+)"', text)
     text = text.strip()
     value = re.search(r"Given value: (.*)$", text, re.DOTALL) or re.search(r"Got value: (.*)$", text, re.DOTALL)
