@@ -12,6 +12,7 @@ sum by what enters and what leaves, so that the cost does not depend on the patc
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from attribench.methods.nda._products import (
@@ -22,7 +23,7 @@ from attribench.methods.nda._products import (
     slide,
     update_column_sums,
 )
-from attribench.methods.nda._selection import exp2, fold, sum_of_largest
+from attribench.methods.nda._selection import exp2, fold, power_of_2, sum_of_largest, units
 from attribench.methods.nda._simd import (
     add,
     choose,
@@ -32,6 +33,7 @@ from attribench.methods.nda._simd import (
     inlined,
     load,
     maximum,
+    minimum,
     mul,
     pointer,
     splat,
@@ -45,9 +47,10 @@ from attribench.methods.nda._simd import (
 def _raise_peak(
     peak: Any, z: Any, p: int, top: float, w: Any, begin: int, end: int, found: Any, at: int, v: int
 ) -> None:
-    """A larger logit turned up: from now on, weights are relative to it."""
-    factor = 2.0 ** (peak[p] - top)
-    peak[p] = top
+    """A larger logit turned up: from now on, weights are relative to the whole number below it."""
+    reference = math.floor(top)
+    factor = power_of_2(peak[p] - reference)
+    peak[p] = reference
     z[p] *= factor
     factors = splat(factor, load(found, at))
     store(found, at, mul(factors, load(found, at)))
@@ -64,8 +67,8 @@ def _weigh(
     zero, one = splat(0.0, peak), splat(1.0, peak)
     total, count = load(found, at_f), load(found, at_f + v)
     for j in range(0, length, v):
-        logit = sub(fms(beta, load(energy, at_e + j), load(d, at_d + j)), peak)
-        weight = choose(logit, floor, exp2(logit), zero)
+        logit = fms(beta, load(energy, at_e + j), load(d, at_d + j))
+        weight = choose(logit, floor, exp2(logit, peak), zero)
         store(w, at + j, weight)
         total = add(total, weight)
         count = choose(logit, floor, add(count, one), count)
@@ -76,29 +79,34 @@ def _weigh(
 @inlined
 def _take_row(
     top: Any, p: int, px: int, w: Any, w_stride: int, d: Any, at_d: int, energy: Any, at_e: int, length: int, beta: Any,
-    threshold: float, peak: Any, z: Any, found: Any, kept: Any, v: int,
+    cuts: Any, peak: Any, z: Any, found: Any, kept: Any, v: int,
 ) -> None:  # fmt: skip
     """Weigh a row of candidates of position p, if its largest logits, ``top``, say that one of them matters."""
+    threshold, shallow, depth = cuts
     best = highest(top)
     if best < peak[p] - threshold:
         return
     at, at_f = px * w_stride, px * 3 * v
-    if best > peak[p]:
+    if best >= peak[p] + 1.0:
         _raise_peak(peak, z, p, best, w, at, at + kept[px], found, at_f, v)
-    _weigh(
-        w, at + kept[px], d, at_d, energy, at_e, beta, splat(peak[p], beta), splat(-threshold, beta), found, at_f,
-        length, v,
-    )  # fmt: skip
-    store(found, at_f + 2 * v, maximum(top, load(found, at_f + 2 * v)))
+    # What lies below the shallow threshold counts only for the sum of an image whose best one is not far above it.
+    largest = maximum(top, load(found, at_f + 2 * v))
+    floor = maximum(sub(largest, splat(depth + 2.0, beta)), splat(peak[p] - threshold, beta))
+    floor = minimum(floor, splat(peak[p] - shallow, beta))
+    if highest(sub(top, floor)) < 0.0:
+        return
+    _weigh(w, at + kept[px], d, at_d, energy, at_e, beta, splat(peak[p], beta), floor, found, at_f, length, v)
+    store(found, at_f + 2 * v, largest)
     kept[px] += (length + v - 1) // v * v
 
 
 @inlined
 def _finish_position(
-    p: int, px: int, w: Any, w_stride: int, top_k: int, threshold: float, peak: Any, z: Any, found: Any, kept: Any,
-    guess: Any, scratch: Any, sums: Any, positions: int, first_image: int, lanes: int, v: int,
+    p: int, px: int, w: Any, w_stride: int, top_k: int, cuts: Any, peak: Any, z: Any, found: Any,
+    kept: Any, guess: Any, scratch: Any, sums: Any, positions: int, first_image: int, lanes: int, v: int,
 ) -> None:  # fmt: skip
     """All candidates of p are weighed: add to its normaliser, and store each image's top-k sum."""
+    threshold, _, depth = cuts
     at, at_f, end = px * w_stride, px * 3 * v, px * w_stride + kept[px]
     total = fold(load(found, at_f), 0, scratch, lanes, v)
     store(scratch, 0, total)
@@ -106,14 +114,18 @@ def _finish_position(
         z[p] += scratch[lane]
     if top_k == 0:
         return
+    zero, reference = splat(0.0, total), splat(peak[p], total)
+    store(w, end, zero)
+    store(w, end + v, zero)
+    store(w, end + 2 * v, zero)
     count = fold(load(found, at_f + v), 0, scratch, lanes, v)
-    if highest(count) > top_k:
-        zero = splat(0.0, total)
-        store(w, end, zero)
-        store(w, end + v, zero)
-        store(w, end + 2 * v, zero)
-        best = fold(sub(load(found, at_f + 2 * v), splat(peak[p], total)), 2, scratch, lanes, v)
-        total = sum_of_largest(w, at, end, top_k, -threshold, best, total, count, guess, 2 * px * v, scratch, lanes, v)
+    # An image without any candidate above the threshold gets zero, whatever its best one is taken for.
+    best = maximum(fold(load(found, at_f + 2 * v), 2, scratch, lanes, v), splat(peak[p] - threshold, total))
+    relative = sub(best, reference)
+    total = sum_of_largest(
+        w, at, end, top_k, -threshold, sub(relative, splat(depth + 2.0, total)), relative, units(best, reference, depth),
+        count, guess, 2 * px * v, scratch, lanes, v,
+    )  # fmt: skip
     store(scratch, 0, total)
     for lane in range(lanes):
         sums[(first_image + lane) * positions + p] = scratch[lane]
@@ -122,7 +134,7 @@ def _finish_position(
 @compiled
 def influence(
     x_array: Any, y_array: Any, rows_array: Any, edges_array: Any, shape: Any, beta: Any, top_k: int,
-    threshold: float, first_group: int, groups: int, peak_array: Any, z_array: Any, sums_array: Any,
+    cuts: Any, first_group: int, groups: int, peak_array: Any, z_array: Any, sums_array: Any,
     references_array: Any, c_array: Any, d_array: Any, w_array: Any, found_array: Any, kept_array: Any,
     at_x_array: Any, at_y_array: Any, mask_array: Any, guess_array: Any, scratch_array: Any,
 ) -> None:  # fmt: skip
@@ -136,10 +148,10 @@ def influence(
         shape: see :meth:`LaneShape.numbers`.
         beta: β.
         top_k: k, or 0 for the normaliser alone.
-        threshold: logits so far below the position's largest count as −∞.
+        cuts: see :func:`~attribench.methods.nda.engine.cuts`.
         first_group: the first group to compare.
         groups: their number.
-        peak: float64 ``(positions,)``, the largest logit known; raised where a larger one turns up.
+        peak: float64 ``(positions,)``, the largest logit known, rounded down; raised where a larger one turns up.
         z: float64 ``(positions,)``, Σ weights relative to peak; added to.
         sums: float32 ``(groups × lanes, positions)``, zero; gets the top-k sums relative to peak.
         references: float64 ``(positions,)`` a group: work space, as are all that follow; see :class:`WorkSpace`.
@@ -205,7 +217,7 @@ def influence(
                         top = best_logits(d, at_d, rows, at_e, beta_v, length, v)
                         px = pad + i
                         _take_row(
-                            top, py * grid_width + px, px, w, w_stride, d, at_d, rows, at_e, length, beta_v, threshold,
+                            top, py * grid_width + px, px, w, w_stride, d, at_d, rows, at_e, length, beta_v, cuts,
                             peak, z, found, kept, v,
                         )  # fmt: skip
                     # Columns of positions that hang over an edge match only themselves.
@@ -234,7 +246,7 @@ def influence(
                         store(d, 0, add(product, mask_v))
                         top = fms(beta_v, load(edges, at_e), load(d, 0))
                         _take_row(
-                            top, py * grid_width + px, px, w, w_stride, d, 0, edges, at_e, v, beta_v, threshold, peak,
+                            top, py * grid_width + px, px, w, w_stride, d, 0, edges, at_e, v, beta_v, cuts, peak,
                             z, found, kept, v,
                         )  # fmt: skip
                 for px in range(ax, grid_width, step):
@@ -242,7 +254,7 @@ def influence(
                     references[(g - first_group) * positions + p] = peak[p]
                     if kept[px] > 0:
                         _finish_position(
-                            p, px, w, w_stride, top_k, threshold, peak, z, found, kept, guess, scratch, sums,
+                            p, px, w, w_stride, top_k, cuts, peak, z, found, kept, guess, scratch, sums,
                             positions, first_image, lanes, v,
                         )  # fmt: skip
     if top_k > 0:
@@ -250,6 +262,6 @@ def influence(
             for p in range(positions):
                 reference = references[g * positions + p]
                 if reference != peak[p]:
-                    factor = 2.0 ** (reference - peak[p])
+                    factor = power_of_2(reference - peak[p])
                     for lane in range(lanes):
                         sums[(g * lanes + lane) * positions + p] *= factor

@@ -91,6 +91,11 @@ class Vector(types.Type):
         return ir.Constant(_llvm(self), [number] * self.lanes)
 
 
+def _integers(vector: Vector) -> Any:
+    """LLVM's type of the vector's bits as whole numbers."""
+    return ir.VectorType(ir.IntType(vector.bits), vector.lanes)
+
+
 def _llvm(vector: Vector) -> Any:
     return ir.VectorType(ir.FloatType() if vector.bits == 32 else ir.DoubleType(), vector.lanes)
 
@@ -268,8 +273,34 @@ def shift_exponent(typing: Any, value: Any, power: Any) -> Any:
     """``value`` · 2ⁿ with n from the lowest bits of ``power``'s mantissa; see :func:`rounder`."""
 
     def generate(context: Any, builder: Any, signature: Any, v: Any) -> Any:
-        kind = ir.VectorType(ir.IntType(value.bits), value.lanes)
+        kind = _integers(value)
         shifted = builder.shl(builder.bitcast(v[1], kind), ir.Constant(kind, [value.mantissa] * value.lanes))
         return builder.bitcast(builder.add(builder.bitcast(v[0], kind), shifted), _llvm(value))
 
     return value(value, value), generate
+
+
+def _on_bits(instruction: str) -> Callable[..., Any]:
+    def declare(typing: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, v: Any) -> Any:
+            operands = [builder.bitcast(value, _integers(a)) for value in v]
+            return builder.bitcast(getattr(builder, instruction)(*operands), _llvm(a))
+
+        return a(a, a), generate
+
+    return operation(declare)
+
+
+add_bits = _on_bits("add")  #: a + b, of the bits taken as whole numbers
+sub_bits = _on_bits("sub")  #: a − b, likewise
+mul_bits = _on_bits("mul")  #: a · b, likewise
+
+
+@operation
+def number_of_bits(typing: Any, a: Any) -> Any:
+    """The whole number that the bits make, as a floating-point number."""
+
+    def generate(context: Any, builder: Any, signature: Any, v: Any) -> Any:
+        return builder.sitofp(builder.bitcast(v[0], _integers(a)), _llvm(a))
+
+    return a(a), generate

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attribench.computing.device import exact_float32
 from attribench.errors import UsageError
+from attribench.methods.nda.copies import Copies
 from attribench.methods.nda.patches import Geometry, check_arguments
 from attribench.methods.nda.position_sums import PositionSums
 
@@ -72,11 +73,12 @@ def patch_influence(
         UsageError: a parameter is out of range, or P is odd at low resolution.
         DataError: the tensors are not images of one shape, or no patch fits them.
     """
-    scores = torch.zeros(len(train), dtype=torch.float64, device=train.device)
-    for _, influence in position_influence(
-        noisy_query, train, alpha_bar, patch_size, top_k, downsample, memory_limit=memory_limit
-    ):
+    check_arguments(noisy_query, train, alpha_bar, top_k)
+    copies = Copies.of(train)
+    scores = torch.zeros(len(copies.first), dtype=torch.float64, device=train.device)
+    for _, influence in _influence(noisy_query, train, copies, alpha_bar, patch_size, top_k, downsample, memory_limit):
         scores += influence.sum(1, dtype=torch.float64)
+    scores = scores[copies.which]
     return scores if torch.float64 in (noisy_query.dtype, train.dtype) else scores.to(torch.float32)
 
 
@@ -97,6 +99,18 @@ def position_influence(
         of every train image there. Every position comes once; summed over positions, influences are the scores.
     """
     check_arguments(noisy_query, train, alpha_bar, top_k)
+    copies = Copies.of(train)
+    for positions, influence in _influence(
+        noisy_query, train, copies, alpha_bar, patch_size, top_k, downsample, memory_limit
+    ):
+        yield positions, influence[copies.which]
+
+
+def _influence(
+    noisy_query: Tensor, train: Tensor, copies: Copies, alpha_bar: float, patch_size: int, top_k: int, downsample: int,
+    memory_limit: int,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """:func:`position_influence` of the distinct train images alone, among all of them."""
     if memory_limit < 1:
         raise UsageError(f"memory_limit must be at least 1 byte; got {memory_limit}.")
     geometry = Geometry(noisy_query.shape[1], noisy_query.shape[2], patch_size, downsample)
@@ -104,10 +118,10 @@ def position_influence(
     for items in _passes(query, len(train), memory_limit):
         chunk = max(1, memory_limit // 2 // max(query.bytes_per_image(item) for item in items))
         counts = [len(item.positions) for item in items]
-        kept = torch.empty((len(train), sum(counts)), dtype=query.maps.dtype, device=train.device)
-        sums = [PositionSums(part, top_k, chunk) for part in torch.split(kept, counts, dim=1)]
-        for start in range(0, len(train), chunk):
-            candidates = _Candidates(train[start : start + chunk], query)
+        kept = torch.empty((len(copies.first), sum(counts)), dtype=query.maps.dtype, device=train.device)
+        sums = [PositionSums(part, top_k, chunk, copies.number) for part in torch.split(kept, counts, dim=1)]
+        for start in range(0, len(kept), chunk):
+            candidates = _Candidates(train[copies.first[start : start + chunk]], query)
             for item, item_sums in zip(items, sums, strict=True):
                 item_sums.add(start, item.logits(query, candidates))
         for item_sums in sums:

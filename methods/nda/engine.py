@@ -4,16 +4,19 @@ The scores are those of :mod:`attribench.methods.nda.convolution`, computed anot
 
 * Distances come from running sums along fixed displacements, at a cost that does not depend on the patch size.
 * Only pairs of patches that hang over the edges alike are compared; the others have no weight.
-* Weights are relative to the best match so far. What lies :data:`THRESHOLD` below it counts as zero, and whole rows of
+* Weights are relative to the best match so far. What lies far below it (:func:`cuts`) counts as zero, and whole rows of
   candidates are dismissed by their largest logit, without an exponential.
 * Train images lie side by side in vector lanes, laid out once for all queries and timesteps.
 * Shards of the training set give partial results that merge (:mod:`attribench.methods.nda.partial`).
+* What an image's weights add up to depends on the image and the query alone: equal images get equal scores, bit for bit,
+  wherever they stand, and whatever the threads do.
 
 No approximation is made beyond float32's rounding; where weights are too sharp for float32, float64 is used.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -28,12 +31,15 @@ from torch import Tensor
 
 from attribench.methods.nda._kernels import influence
 from attribench.methods.nda.layout import LaneShape, TrainLayout, WorkSpace, needs_float64, query_maps
-from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence, finish
+from attribench.methods.nda.partial import NEGLIGIBLE, Block, Normaliser, PartialInfluence, finish, rescaled
 from attribench.methods.nda.task import PatchTask
 
-#: Candidates whose logit is further below the position's best one, in units of ln 2, are left out. 2^-52 a candidate:
-#: 2^27 (134 million) of them together stay below float32's resolution of the weight of the best one.
-THRESHOLD = 40.0
+#: For a position's normaliser alone, candidates whose logit is further below the best one, in units of ln 2, are left out.
+#: 2^-40 a candidate: 2^16 (65 thousand) of them together stay below float32's resolution of the best one's weight.
+THRESHOLD = 40
+
+#: So many weights, 2^10, are added up in float32's 32 bits: float64 is used for a larger top-k.
+FLOAT32_BITS = 10
 
 #: Groups of lanes a thread takes at a time.
 GROUPS_PER_UNIT = 4
@@ -46,10 +52,13 @@ class _Query:
         channels = task.noisy_query.shape[0]
         double = wide or needs_float64(task.geometry, channels, task.alpha_bar)
         self.shape = LaneShape(task.geometry, channels, double)
+        if _bits(self.shape, task.top_k) > FLOAT32_BITS:
+            self.shape = LaneShape(task.geometry, channels, double=True)
         self.x, self.beta = query_maps(task.noisy_query, self.shape, task.alpha_bar)
         self.top_k = task.top_k
+        self.cuts = cuts(self.shape, task.top_k)
         self.informed = known is not None and bool(np.isfinite(known.peak).all())
-        self._best = np.full(task.num_positions, -np.inf) if known is None else known.peak.copy()
+        self._best = np.full(task.num_positions, -np.inf) if known is None else np.floor(known.peak)
 
     def best(self) -> NDArray[np.float64]:
         """A copy of the best logits known: a good start for pruning."""
@@ -64,8 +73,7 @@ class Engine:
     """The fast engine on the CPU.
 
     Args:
-        threads: how many threads compute; None for all cores this process may use. Scores do not depend on it beyond
-            rounding.
+        threads: how many threads compute; None for all cores this process may use. Scores do not depend on it.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -159,13 +167,14 @@ class Engine:
     def _compute(self, unit: _Unit, train: TrainLayout, sums: bool) -> None:
         query, shape = unit.query, unit.query.shape
         lanes = train.lanes(shape)
+        cuts = query.cuts if sums else (THRESHOLD, THRESHOLD, THRESHOLD)
         groups = min(GROUPS_PER_UNIT, lanes.groups - unit.first)
         unit.peak = query.best()
         unit.total = np.zeros_like(unit.peak)
         influence(
             query.x, lanes.maps, lanes.rows, lanes.edges, shape.numbers(), shape.dtype.type(query.beta),
-            query.top_k if sums else 0, THRESHOLD, unit.first, groups, unit.peak, unit.total, unit.sums,
-            np.empty((groups, len(unit.peak))), *self._work_space(shape).arguments(),
+            query.top_k if sums else 0, tuple(map(float, cuts)), unit.first, groups, unit.peak, unit.total,
+            unit.sums, np.empty((groups, len(unit.peak))), *self._work_space(shape).arguments(),
         )  # fmt: skip
 
     def _work_space(self, shape: LaneShape) -> WorkSpace:
@@ -174,6 +183,28 @@ class Engine:
             self._local.shape = shape
         space: WorkSpace = self._local.space
         return space
+
+
+def cuts(shape: LaneShape, top_k: int) -> tuple[int, int, int]:
+    """Where candidates are left out, and how weights are rounded; in units of ln 2, that is in bits.
+
+    An image's sum at a position adds up weights rounded to 2^-depth of the image's largest one there, so that it is exact.
+    Sums below 2^-:data:`NEGLIGIBLE` of the position's best weight are dropped at last. Where a sum is kept, all that is
+    not rounded to zero lies within ``threshold`` of the position's best one: it does not matter for any score how good a
+    match was known when the image's turn came.
+
+    Returns:
+        ``threshold``: candidates so far below the best one of all images are left out; ``shallow``: for the normaliser
+        alone, so far; ``depth``.
+    """
+    most = _bits(shape, top_k)
+    depth = 40 if shape.double else min(22, 31 - most)
+    return NEGLIGIBLE + most + depth + 2, THRESHOLD, depth
+
+
+def _bits(shape: LaneShape, top_k: int) -> int:
+    """log₂ of the largest number of weights in a sum, rounded up."""
+    return math.ceil(math.log2(min(top_k, max(1, shape.inside[0]) * max(1, shape.inside[1]))))
 
 
 @dataclass(eq=False)
@@ -193,7 +224,7 @@ def _joined(units: list[_Unit], sums: NDArray[np.float32], start: int) -> Partia
         normaliser = normaliser.with_total(unit.peak, unit.total)
     for unit in units:
         if (unit.peak != normaliser.peak).any():
-            unit.sums *= np.exp2(unit.peak - normaliser.peak).astype(np.float32)
+            unit.sums *= rescaled(np.float32(1.0), unit.peak - normaliser.peak)
     return PartialInfluence(normaliser, (Block(start, sums, normaliser.peak),) if len(sums) else ())
 
 

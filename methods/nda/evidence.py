@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +59,7 @@ def evidence(task: PatchTask, images: Tensor, normaliser: Normaliser) -> list[Ev
         DataError: the images are not of the query's shape, or no patch fits them.
     """
     block = Engine(1).partial(task, TrainLayout(images), known=normaliser).blocks[0]
-    given = torch.from_numpy(block.sums * np.exp2(block.peak - normaliser.log_total))
+    given = torch.from_numpy(block.shares(normaliser))
     log_total = torch.from_numpy(normaliser.log_total)
     floating = (to_unit_range(images) if images.dtype == torch.uint8 else images).to("cpu", torch.float64)
     # The kernel does not keep which candidates it summed: find them again, and share out what they were given.

@@ -133,7 +133,7 @@ class WorkSpace:
             columns * 3 * width,  # sum, number and largest of a position's candidates
             width,  # mask of lanes
             columns * 2 * width,  # thresholds found, and density there
-            width,
+            2 * width,
         )
         arrays = aligned(sizes, shape.dtype)
         self.column_sums, self.products, self.weights, self.found, self.mask, self.guess, self.scratch = arrays

@@ -106,7 +106,7 @@ class NDA(AttributionMethod):
             raise AttribenchError("NDA is not prepared: call start(method, context) first.")
         num_train = len(self.context.train)
         images = queries.unit_range()
-        weights = torch.tensor(self._weights(), dtype=torch.float64)
+        weights = self._weights()
         tasks_per_query = len(weights)
         # Scores of every task are kept until they are summed: bounded, whatever the number of queries.
         together = max(1, _MAX_SCORES // (tasks_per_query * num_train))
@@ -119,7 +119,11 @@ class NDA(AttributionMethod):
                 saved = SavedState.of(self.context.store, tasks, self.context.train)
                 found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query), saved)
                 found = found.reshape(len(part), tasks_per_query, num_train)
-                scores[begin : begin + together] = torch.einsum("t,qtn->qn", weights, found)
+                # Term by term: a matrix product's last bits would depend on where an image stands.
+                total = torch.zeros(len(part), num_train, dtype=torch.float64)
+                for weight, term in zip(weights, found.unbind(1), strict=True):
+                    total += weight * term
+                scores[begin : begin + together] = total
         return scores
 
     def explain(self, query: Queries, indices: Sequence[int]) -> list[SpatialEvidence]:

@@ -3,6 +3,9 @@
 The weights of a position p of the query are a softmax over all positions of all train images. For a shard, keep the
 largest logit m_p, the logarithm of Z_p = Σ weights relative to it, and per train image and position the sum of its k
 largest weights, relative to m_p. Shards then merge like a streaming softmax, in any order and on any machine.
+
+m_p is rounded down to a whole number. Sums relative to another m_p then differ by powers of 2, without any rounding, and
+equal images of different shards have equal scores to the bit.
 """
 
 from __future__ import annotations
@@ -19,13 +22,21 @@ from torch import Tensor
 
 from attribench.errors import DataError
 
+#: A top-k sum below 2^-33 of the position's best weight counts as zero: all those of 2^16 (65 thousand) train images
+#: together are less than 1e-5 of what the position has to give.
+NEGLIGIBLE = 33
+
+#: Numbers that are weighted at a time while scores are added up, 32 MiB of float64.
+_CHUNK = 2**22
+
 
 @dataclass(frozen=True, eq=False)
 class Normaliser:
     """What all train images together weigh at each position of a query.
 
     Args:
-        peak: float64 ``(positions,)``, the largest logit, in units of ln 2 and up to a constant of the position.
+        peak: float64 ``(positions,)``, the largest logit, in units of ln 2 and up to a constant of the position, rounded
+            down to a whole number.
         log_total: float64 ``(positions,)``, log₂ of Σ 2^logit over all candidates.
     """
 
@@ -54,7 +65,7 @@ class Block:
     Args:
         start: index of the first one in the training set.
         sums: float32 ``(num_images, positions)``, each image's k largest weights at each position, added up.
-        peak: float64 ``(positions,)``, the logit whose weight is 1 in ``sums``.
+        peak: float64 ``(positions,)``, the logit whose weight is 1 in ``sums``; whole numbers.
     """
 
     start: int
@@ -66,12 +77,26 @@ class Block:
         """Index after the last image."""
         return self.start + len(self.sums)
 
+    def shares(self, normaliser: Normaliser, images: slice = slice(None)) -> NDArray[np.float64]:
+        """The images' sums, or some of them, with weights normalised: float64 ``(num_images, positions)``."""
+        sums = self.sums[images]
+        least = rescaled(np.float32(2.0**-NEGLIGIBLE), normaliser.peak - self.peak)
+        factors = rescaled(np.exp2(normaliser.peak - normaliser.log_total), self.peak - normaliser.peak)
+        return np.where(sums < least, np.float32(0.0), sums) * factors
+
     def scores(self, normaliser: Normaliser) -> Tensor:
         """Σ_p of the images' sums, with weights normalised: float64 ``(num_images,)``."""
-        factors = torch.from_numpy(np.exp2(self.peak - normaliser.log_total))
-        # The order in which a product is added up can depend on where its numbers lie in memory, and with it the last
-        # bits; a copy of torch's own always lies alike, whether the sums were computed just now or read from a file.
-        return torch.mv(torch.from_numpy(self.sums).clone(), factors.to(torch.float32)).to(torch.float64)
+        scores = np.empty(len(self.sums))
+        step = max(1, _CHUNK // self.peak.size)
+        for start in range(0, len(scores), step):
+            # Added up row by row: the sums of a matrix product would depend on where a row stands.
+            scores[start : start + step] = self.shares(normaliser, slice(start, start + step)).sum(1)
+        return torch.from_numpy(scores)
+
+
+def rescaled(values: Any, powers: NDArray[np.float64]) -> NDArray[Any]:
+    """``values`` · 2^powers for whole numbers, without rounding, in the values' precision."""
+    return np.ldexp(values, np.clip(powers, -1000.0, 120.0).astype(np.int32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,11 @@ class PositionSums:
         shares: ``(num_train, positions)``, filled by :meth:`add` and, in the end, :meth:`finish`.
         top_k: how many candidates of a train image count.
         chunk: how many train images come at a time.
+        number: how often each train image counts among all candidates, ``(num_train,)``.
     """
 
-    def __init__(self, shares: Tensor, top_k: int, chunk: int) -> None:
-        self._shares, self._top_k, self._chunk = shares, top_k, chunk
+    def __init__(self, shares: Tensor, top_k: int, chunk: int, number: Tensor) -> None:
+        self._shares, self._top_k, self._chunk, self._number = shares, top_k, chunk, number
         self._peak = torch.full((shares.shape[1],), -math.inf, dtype=torch.float64, device=shares.device)
         self._total = torch.zeros_like(self._peak)
         # What each chunk's shares are relative to. (In one tensor: small ones that stay, made between large ones that
@@ -38,7 +39,8 @@ class PositionSums:
         floor = math.ceil(math.log(torch.finfo(logits.dtype).tiny))
         weights = logits.sub_(peak.to(logits.dtype)[:, None]).clamp_(min=floor).exp_()
         sums = weights.sum(2)
-        self._total = self._total * (self._peak - peak).exp() + sums.sum(0, dtype=torch.float64)
+        number = self._number[start : start + self._chunk, None]
+        self._total = self._total * (self._peak - peak).exp() + (sums * number).sum(0)
         self._peak = peak
         if self._top_k < weights.shape[2]:
             # The total only grows relative to these weights: what is negligible now will be so in the end.

@@ -3,6 +3,9 @@
 As on the CPU (:mod:`attribench.methods.nda.engine`), patch distances come from sums along fixed displacements, only
 patches that hang over the edges alike are compared, and partial results merge. A GPU has the memory bandwidth to weigh
 all candidates, so nothing is pruned; sums over a patch double their length step by step, which takes log₂ P additions.
+
+All sums are written as additions of whole tensors. Library routines add up in an order that may depend on where in the
+tensor an image stands and how many there are; this way, equal images get equal scores to the bit.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribench.computing.device import exact_float32
 from attribench.methods.nda.layout import TrainLayout, needs_float64
 from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence
 from attribench.methods.nda.patches import Geometry
@@ -92,14 +94,19 @@ class TorchEngine:
             total = torch.zeros_like(peak)
             kept = torch.zeros((len(images), task.num_positions), dtype=torch.float32, device=self.device)
             for part in candidates(task, images):
-                best = part.logits.amax((0, 2))
-                weights = (part.logits - best[:, None]).exp2_()
-                peak[part.positions] = best.to(torch.float64)
-                total[part.positions] = weights.sum(2).sum(0, dtype=torch.float64)
+                # Each image's weights are relative to its own best candidate, and then scaled by a power of 2: what other
+                # images there are, and where, makes no difference to the last bit.
+                best = part.logits.amax(2)
+                level = best.floor()
+                reference = level.amax(0)
+                scale, power = _exp2(best - level), _power_of_2(level - reference)
+                weights = _exp2(part.logits - best[..., None])
+                peak[part.positions] = reference.to(torch.float64)
+                total[part.positions] = (_total(weights) * scale * power).sum(0, dtype=torch.float64)
                 if sums:
                     if task.top_k < weights.shape[2]:
-                        weights = weights.topk(task.top_k, sorted=False).values
-                    kept[:, part.positions] = weights.sum(2).to(torch.float32)
+                        weights = weights.topk(task.top_k).values
+                    kept[:, part.positions] = (_total(weights) * scale).to(torch.float32) * power
             top = peak.cpu().numpy()
             normaliser = normaliser.with_total(top, total.cpu().numpy())
             if sums:
@@ -113,7 +120,7 @@ def candidates(task: PatchTask, images: Tensor) -> Iterator[Candidates]:
     query = geometry.maps(task.noisy_query.to(images.device, torch.float64)) * (math.sqrt(task.alpha_bar) / noise)
     query = (query / math.log(2.0)).to(images.dtype)
     maps = geometry.maps(images)
-    energy = geometry.box_sum(maps.square().sum(1, dtype=torch.float64)).to(images.dtype)
+    energy = _box(_box(_channel_sum(maps, maps), (1,), geometry), (2,), geometry).to(images.dtype)
     energy = energy * (task.alpha_bar / (2.0 * noise * math.log(2.0)))
     (rows, edge_rows), (columns, edge_columns) = (_inside_and_edge(geometry, axis, images.device) for axis in (0, 1))
     grid = torch.arange(task.num_positions, device=images.device).view(geometry.grid)
@@ -128,7 +135,7 @@ def candidates(task: PatchTask, images: Tensor) -> Iterator[Candidates]:
         partners = own.T.expand(len(rows), -1, -1).flatten(0, 1)
         yield Candidates(own.flatten(), partners, (across - partner_energy[:, None]).flatten(1, 2))
     if len(edge_rows):
-        sums = _box(torch.einsum("cuh,ncuv->nuhv", query, maps), (1,), geometry)[:, edge_rows]
+        sums = _box(_products(query, maps), (1,), geometry)[:, edge_rows]
         if len(columns):
             own = grid[edge_rows][:, columns]
             length = len(columns) + geometry.span - 1
@@ -166,9 +173,7 @@ def _inside_rows(
     for shift in range(1 - rows, rows):
         x = query.narrow(1, geometry.padding + max(0, -shift), length - abs(shift))
         y = maps.narrow(2, geometry.padding + max(0, shift), length - abs(shift))
-        with exact_float32():
-            products = torch.einsum("cuh,ncuv->nuhv", x, y)
-        sums = _box(products, (1,), geometry)
+        sums = _box(_products(x, y), (1,), geometry)
         if columns:
             inside = sums.narrow(2, geometry.padding, width).narrow(3, geometry.padding, width)
             block.diagonal(shift, 1, 3).copy_(_box(inside, (2, 3), geometry).movedim(1, -1))
@@ -176,6 +181,47 @@ def _inside_rows(
             edge = _box(sums.diagonal(dim1=2, dim2=3), (2,), geometry)[:, :, edge_columns]
             across.diagonal(shift, 1, 3).copy_(edge.transpose(1, 2))
     return block, across
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Σ over channels of the products of all pairs of columns: ``(C, u, h)`` and ``(n, C, u, v)`` to ``(n, u, h, v)``."""
+    return _channel_sum(x[None, :, :, :, None], y[:, :, :, None])
+
+
+def _channel_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Σ over the second dimension of a · b."""
+    result = a[:, 0] * b[:, 0]
+    for channel in range(1, a.shape[1]):
+        result += a[:, channel] * b[:, channel]
+    return result
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum over the last dimension, by halves."""
+    while (length := values.shape[-1]) > 1:
+        half = length // 2
+        sums = values[..., :half] + values[..., half : 2 * half]
+        values = torch.cat([sums, values[..., 2 * half :]], dim=-1) if length % 2 else sums
+    return values[..., 0]
+
+
+def _exp2(values: Tensor) -> Tensor:
+    """2^values, every number by the same operations, no less than 2^-126."""
+    if values.is_cuda:
+        return values.exp2()
+    # On a CPU, torch.exp2 computes what a vector does not hold by another function, with other last bits.
+    whole = values.round()
+    rest = (values - whole).mul_(math.log(2.0))
+    terms = 8 if values.dtype == torch.float32 else 14
+    result = torch.full_like(values, 1.0 / math.factorial(terms))
+    for power in reversed(range(terms)):
+        result.mul_(rest).add_(1.0 / math.factorial(power))
+    return result.mul_(_power_of_2(whole))
+
+
+def _power_of_2(n: Tensor) -> Tensor:
+    """2^n for whole numbers n ≤ 0, exactly; float32, no less than 2^-126."""
+    return ((n.clamp(min=-126.0) + 127.0).to(torch.int32) << 23).view(torch.float32)
 
 
 def _box(values: Tensor, dims: tuple[int, ...], geometry: Geometry) -> Tensor:
