@@ -59,7 +59,7 @@ def test_who_edits_what_decides_stored_things_says_whether_they_still_hold(name:
     parts = ", ".join(part if isinstance(part, str) else part.__qualname__ for part in DECISIVE[name])
     assert found == ACKNOWLEDGED[name], (
         f"What decides {name} was edited ({parts}). Do the same settings now give other numbers? Then raise {name} in "
-        "attribench/recipes.py: all that it made is made anew, in hours. If they give the same bits, leave it. "
+        "attribench/diffusion/recipes.py: all that it made is made anew, in hours. If they give the same bits, leave it. "
         f"Either way, write {found!r} as what is acknowledged for {name} in this test."
     )
 
