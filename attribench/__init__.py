@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+import lazy_loader
+
 if TYPE_CHECKING:
+    from attribench.computing.seeding import derive_seed as derive_seed
     from attribench.data import AttributionDataModule as AttributionDataModule
     from attribench.data import ImageSet as ImageSet
     from attribench.errors import AttribenchError as AttribenchError
@@ -23,22 +25,16 @@ if TYPE_CHECKING:
     __version__: str
 
 # Resolved on first use, so that `import attribench` and `attribench --help` do not wait for torch.
-_EXPORTS = {
-    "Access": "attribench.method",
-    "AttribenchError": "attribench.errors",
-    "AttributionContext": "attribench.method",
-    "AttributionDataModule": "attribench.data",
-    "AttributionMethod": "attribench.method",
-    "ImageSet": "attribench.data",
-    "Match": "attribench.method",
-    "Queries": "attribench.method",
-    "SpatialEvidence": "attribench.method",
-    "list_methods": "attribench.registry",
-    "load_method": "attribench.registry",
-    "register_datamodule": "attribench.registry",
-    "register_method": "attribench.registry",
-}
-__all__ = sorted(_EXPORTS)
+_exported, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "computing.seeding": ["derive_seed"],
+        "data": ["AttributionDataModule", "ImageSet"],
+        "errors": ["AttribenchError"],
+        "method": ["Access", "AttributionContext", "AttributionMethod", "Match", "Queries", "SpatialEvidence"],
+        "registry": ["list_methods", "load_method", "register_datamodule", "register_method"],
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +42,4 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("attribench")
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'attribench' has no attribute {name!r}")
+    return _exported(name)

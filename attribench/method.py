@@ -120,7 +120,7 @@ class AttributionContext:
         train: the train images the scores refer to; column ``n`` of a score matrix is image ``n``.
         schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t).
         device: where heavy computation belongs.
-        seed: root of the run's seeds; derive yours with :func:`attribench.computing.seeding.derive_seed`.
+        seed: root of the run's seeds; derive yours with :func:`attribench.derive_seed`.
         store: artifact store of this method, for expensive results worth keeping between runs; edited code finds them
             again, unless a number in the specification is raised.
         progress: progress display: ``for x in context.progress.track(items, "reading")``.

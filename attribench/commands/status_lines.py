@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from humanize import naturalsize
+
 from attribench.data import ImageSet
 from attribench.truth.experiment import Experiment
 
@@ -35,15 +37,15 @@ def status_lines(experiment: Experiment) -> list[str]:
         counts[artifact.kind] += 1
         sizes[artifact.kind] += artifact.num_bytes
     if counts:
-        lines.append(f"On disk (all data sets), {_size(sum(sizes.values()))}:")
-        lines += [f"  {kind:<21} {counts[kind]:>5}  {_size(sizes[kind])}" for kind in sorted(counts)]
+        lines.append(f"On disk (all data sets), {naturalsize(sum(sizes.values()), binary=True)}:")
+        lines += [f"  {kind:<21} {counts[kind]:>5}  {naturalsize(sizes[kind], binary=True)}" for kind in sorted(counts)]
     for folder, meaning in (
         (".work", "unfinished, continued by the next run"),
         (".set-aside", "damaged, may be deleted"),
     ):
         size = _folder_size(store.root / folder)
         if size:
-            lines.append(f"  {folder:<21}        {_size(size)} ({meaning})")
+            lines.append(f"  {folder:<21}        {naturalsize(size, binary=True)} ({meaning})")
     return lines
 
 
@@ -58,14 +60,6 @@ def _some(names: list[str], most: int = 3) -> str:
         return ""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"  (missing: {'; '.join(names[:most])}{rest})"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    raise AssertionError
 
 
 def _folder_size(folder: Path) -> int:

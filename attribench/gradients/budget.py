@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from humanize import naturalsize
 
 
 def shortage(
@@ -42,4 +43,4 @@ def _existing(folder: Path) -> Path:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB ({num_bytes} bytes)"
+    return f"{naturalsize(num_bytes, binary=True, format='%.2f')} ({num_bytes} bytes)"

@@ -1,4 +1,7 @@
-"""How sure is a mean LDS? Bootstraps over the retrained subsets and over the queries."""
+"""How sure is a mean LDS? Bootstraps over the retrained subsets and over the queries.
+
+scipy.stats.bootstrap resamples one axis; here subsets and queries are resampled at once, and ranks taken anew within each.
+"""
 
 from __future__ import annotations
 

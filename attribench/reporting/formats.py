@@ -1,4 +1,7 @@
-"""A table as text: for a terminal, Markdown, LaTeX, CSV."""
+"""A table as text: for a terminal, Markdown, LaTeX, CSV.
+
+Written out because pandas' Styler has no Markdown, and in LaTeX no rules between groups of rows or below groups of columns.
+"""
 
 from __future__ import annotations
 

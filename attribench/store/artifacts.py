@@ -81,9 +81,11 @@ def storage_error(path: Path, error: OSError) -> ArtifactError:
     """Say what went wrong with the disk, where, and what to do."""
     where = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(where).free / 2**20
+        from humanize import naturalsize
+
+        free = naturalsize(shutil.disk_usage(where).free, binary=True)
         return ArtifactError(
-            f"The disk of {where} is full ({free:.1f} MiB free). Free some space or pass another --workdir, then run the "
+            f"The disk of {where} is full ({free} free). Free some space or pass another --workdir, then run the "
             "same command again: everything finished is kept."
         )
     return ArtifactError(f"Cannot write {path}: {error.strerror or error}.")
