@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attribench.computing.device import exact_float32
-from attribench.errors import UsageError
+from attribench.data import to_unit_range
+from attribench.errors import DataError, UsageError
 from attribench.methods.nda.copies import Copies
-from attribench.methods.nda.patches import Geometry, check_arguments
+from attribench.methods.nda.patches import Geometry, check_images, check_query
 from attribench.methods.nda.position_sums import PositionSums
 
 MEMORY_LIMIT = 256 * 2**20
@@ -53,7 +54,7 @@ def patch_influence(
 
     Args:
         noisy_query: x_t = √ᾱ x + √(1−ᾱ) ε, ``(C, H, W)``, any channels.
-        train: the train images in [-1, 1], not scaled by √ᾱ, ``(num_train, C, H, W)``.
+        train: the train images, at least one, ``(num_train, C, H, W)``, in [-1, 1], not scaled by √ᾱ; or uint8.
         alpha_bar: ᾱ_t of the timestep, strictly between 0 and 1.
         patch_size: side P of the patches, at least 1; may exceed the image. An odd P has H×W positions, an even P
             (H−1)×(W−1).
@@ -71,9 +72,9 @@ def patch_influence(
 
     Raises:
         UsageError: a parameter is out of range, or P is odd at low resolution.
-        DataError: the tensors are not images of one shape, or no patch fits them.
+        DataError: the tensors are not images of one shape, hold values that are not finite, or no patch fits them.
     """
-    check_arguments(noisy_query, train, alpha_bar, top_k)
+    noisy_query, train = _checked(noisy_query, train, alpha_bar, top_k)
     copies = Copies.of(train)
     scores = torch.zeros(len(copies.first), dtype=torch.float64, device=train.device)
     for _, influence in _influence(noisy_query, train, copies, alpha_bar, patch_size, top_k, downsample, memory_limit):
@@ -98,12 +99,21 @@ def position_influence(
         Flat indices ``(num_positions,)`` into the grid of positions, and the influence ``(num_train, num_positions)``
         of every train image there. Every position comes once; summed over positions, influences are the scores.
     """
-    check_arguments(noisy_query, train, alpha_bar, top_k)
+    noisy_query, train = _checked(noisy_query, train, alpha_bar, top_k)
     copies = Copies.of(train)
     for positions, influence in _influence(
         noisy_query, train, copies, alpha_bar, patch_size, top_k, downsample, memory_limit
     ):
         yield positions, influence[copies.which]
+
+
+def _checked(noisy_query: Tensor, train: Tensor, alpha_bar: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """The images, known to be such, without their gradients."""
+    check_images(train)
+    check_query(noisy_query, train.shape, alpha_bar, top_k)
+    if noisy_query.device != train.device:
+        raise DataError(f"The query is on {noisy_query.device}, the train images are on {train.device}.")
+    return noisy_query.detach(), train.detach()
 
 
 def _influence(
@@ -176,6 +186,7 @@ class _Candidates:
 
     def __init__(self, images: Tensor, query: _Query) -> None:
         self._query = query
+        images = to_unit_range(images) if images.dtype == torch.uint8 else images
         scaled = images.to(query.maps.dtype) * math.sqrt(query.alpha_bar)
         self.maps = query.geometry.maps(scaled - query.center)
 

@@ -115,7 +115,7 @@ class Engine:
         self, tasks: Sequence[PatchTask], train: TrainLayout, start: int, known: Sequence[Normaliser] | None, sums: bool
     ) -> list[PartialInfluence]:
         for task in tasks:
-            task.check(train.images)
+            task.check(train.images.shape)
         wide = train.images.dtype == torch.float64
         queries = [
             _Query(task, known[i] if known else None, wide or task.noisy_query.dtype == torch.float64)
@@ -261,10 +261,10 @@ def patch_influence_fast(
 
     Raises:
         UsageError: a parameter is out of range.
-        DataError: the tensors are not images of one shape, or no patch fits them.
+        DataError: the tensors are not images of one shape, hold values that are not finite, or no patch fits them.
     """
-    task = PatchTask(noisy_query, alpha_bar, patch_size, top_k, downsample)
-    scores = finish(Engine(threads).partial(task, TrainLayout(train)))
+    layout = TrainLayout(train)
+    scores = finish(Engine(threads).partial(PatchTask(noisy_query, alpha_bar, patch_size, top_k, downsample), layout))
     return scores if torch.float64 in (noisy_query.dtype, train.dtype) else scores.to(torch.float32)
 
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribench.data import to_unit_range
-from attribench.errors import DataError
 from attribench.methods.nda._products import FRESH_TAPS
 from attribench.methods.nda._simd import BYTES
-from attribench.methods.nda.patches import Geometry
+from attribench.methods.nda.patches import Geometry, check_images
 
 #: Column sums of one query row and all rows of the train images should stay in a core's second-level cache.
 CACHE_BYTES = 2**21
@@ -182,15 +181,12 @@ class TrainLayout:
         images: ``(num_images, C, H, W)``: uint8, or floating point in [-1, 1].
 
     Raises:
-        DataError: not images, or none.
+        DataError: not images, none, or with values that are not finite.
     """
 
     def __init__(self, images: Tensor) -> None:
-        if images.ndim != 4 or len(images) == 0:
-            raise DataError(f"Train images must be (N, C, H, W), at least one; got {tuple(images.shape)}.")
-        if not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise DataError(f"Train images must be uint8 or floating point in [-1, 1]; got {images.dtype}.")
-        self.images = images
+        check_images(images)
+        self.images = images.detach()
         self._maps: dict[tuple[int, bool, int], NDArray[np.float64]] = {}
         self._lanes: dict[LaneShape, Lanes] = {}
 

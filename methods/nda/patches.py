@@ -12,8 +12,9 @@ over it by as much. Two facts follow, and nothing here needs the constant's valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -129,29 +130,49 @@ def check_patch_size(patch_size: int, downsample: int) -> None:
     """Raise UsageError unless there are patches of this side at this resolution."""
     if downsample not in (1, 2):
         raise UsageError(f"downsample must be 1 or 2; got {downsample}.")
-    if patch_size < 1:
-        raise UsageError(f"A patch size must be at least 1; got {patch_size}.")
+    if not isinstance(patch_size, Integral) or patch_size < 1:
+        raise UsageError(f"A patch size must be a whole number, at least 1; got {patch_size}.")
     if patch_size % downsample:
         raise UsageError(f"A low-resolution patch size must be even (it is pooled by 2×2 blocks); got {patch_size}.")
 
 
-def check_arguments(noisy_query: Tensor, train: Tensor, alpha_bar: float, top_k: int) -> None:
-    """Check what every engine is given, but for the patch size, which :class:`Geometry` checks.
+def check_images(images: Tensor) -> None:
+    """Check train images, whatever the engine.
 
     Raises:
-        UsageError: ᾱ is not strictly between 0 and 1, or k is not positive.
-        DataError: the tensors are not floating-point images of one shape on one device.
+        UsageError: not a tensor.
+        DataError: not images, none, or with values that are not finite.
+    """
+    if not isinstance(images, Tensor):
+        raise UsageError(f"Train images must be a tensor; got {type(images).__name__}.")
+    if images.ndim != 4 or len(images) == 0:
+        raise DataError(f"Train images must be (N, C, H, W), at least one; got {tuple(images.shape)}.")
+    if not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise DataError(f"Train images must be uint8, or floating point in [-1, 1]; got {images.dtype}.")
+    for index, image in enumerate(images if images.is_floating_point() else ()):
+        if not image.isfinite().all():
+            raise DataError(f"Train image {index} holds NaN or infinity: leave it out, or repair it.")
+
+
+def check_query(noisy_query: Tensor, train_shape: Sequence[int], alpha_bar: float, top_k: int) -> None:
+    """Check what every engine is asked, but for the patch size, which :class:`Geometry` checks.
+
+    Raises:
+        UsageError: ᾱ is not strictly between 0 and 1, k is not a positive whole number, or the query is not a tensor.
+        DataError: the query is no floating-point image of the train images' shape, or has values that are not finite.
     """
     if not 0.0 < float(alpha_bar) < 1.0:
         raise UsageError(f"alpha_bar must lie strictly between 0 and 1; got {float(alpha_bar)}.")
-    if top_k < 1:
-        raise UsageError(f"top_k must be at least 1; got {top_k}.")
-    if noisy_query.ndim != 3 or train.ndim != 4 or noisy_query.shape != train.shape[1:]:
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise UsageError(f"top_k must be a whole number, at least 1; got {top_k}.")
+    if not isinstance(noisy_query, Tensor):
+        raise UsageError(f"A query must be a tensor; got {type(noisy_query).__name__}.")
+    if tuple(noisy_query.shape) != tuple(train_shape[1:]):
         raise DataError(
             f"A query (C, H, W) and train images (N, C, H, W) of one shape are needed; got {tuple(noisy_query.shape)} "
-            f"and {tuple(train.shape)}."
+            f"and {tuple(train_shape)}."
         )
-    if not (noisy_query.is_floating_point() and train.is_floating_point()):
-        raise DataError(f"Images must be floating point, in [-1, 1]; got {noisy_query.dtype} and {train.dtype}.")
-    if noisy_query.device != train.device:
-        raise DataError(f"The query is on {noisy_query.device}, the train images are on {train.device}.")
+    if not noisy_query.is_floating_point():
+        raise DataError(f"A noisy query must be floating point; got {noisy_query.dtype}.")
+    if not noisy_query.isfinite().all():
+        raise DataError("The noisy query holds NaN or infinity.")

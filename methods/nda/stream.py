@@ -120,6 +120,8 @@ def score_tasks(
         UsageError: a task's option is out of range.
         DataError: a query is not of the train images' shape, or the state is of other tasks or images.
     """
+    for task in tasks:
+        task.check(train.shape)
     if state is None:
         state = StreamState(np.zeros((len(tasks), len(train))))
     if state.scores.shape != (len(tasks), len(train)):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from attribench.methods.nda.patches import Geometry, check_arguments
+from attribench.methods.nda.patches import Geometry, check_query
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,7 @@ class PatchTask:
         rows, columns = self.geometry.grid
         return rows * columns
 
-    def check(self, train: Tensor) -> None:
-        """Raise UsageError or DataError unless the task is valid for train images of this shape."""
-        like = torch.empty((0, *train.shape[1:]), dtype=self.noisy_query.dtype, device=self.noisy_query.device)
-        check_arguments(self.noisy_query, like, self.alpha_bar, self.top_k)
+    def check(self, train_shape: Sequence[int]) -> None:
+        """Raise UsageError or DataError unless the task is valid for train images of this shape, (N, C, H, W)."""
+        check_query(self.noisy_query, train_shape, self.alpha_bar, self.top_k)
         _ = self.geometry

@@ -62,7 +62,7 @@ class TorchEngine:
     ) -> list[PartialInfluence]:
         """See :meth:`Engine.partials`; ``known`` is not needed here."""
         for task in tasks:
-            task.check(train.images)
+            task.check(train.images.shape)
         return [self._partial(task, train, start, sums=True) for task in tasks]
 
     def partial(
@@ -76,7 +76,7 @@ class TorchEngine:
     ) -> list[Normaliser]:
         """See :meth:`Engine.normalisers`."""
         for task in tasks:
-            task.check(train.images)
+            task.check(train.images.shape)
         return [self._partial(task, train, 0, sums=False).normaliser for task in tasks]
 
     def _partial(self, task: PatchTask, train: TrainLayout, start: int, sums: bool) -> PartialInfluence:
@@ -117,7 +117,9 @@ class TorchEngine:
 def candidates(task: PatchTask, images: Tensor) -> Iterator[Candidates]:
     """All comparisons of a task with train images in [-1, 1], ``(num_images, C, H, W)``, in the images' precision."""
     geometry, noise = task.geometry, 1.0 - task.alpha_bar
-    query = geometry.maps(task.noisy_query.to(images.device, torch.float64)) * (math.sqrt(task.alpha_bar) / noise)
+    query = geometry.maps(task.noisy_query.detach().to(images.device, torch.float64)) * (
+        math.sqrt(task.alpha_bar) / noise
+    )
     query = (query / math.log(2.0)).to(images.dtype)
     maps = geometry.maps(images)
     energy = _box(_box(_channel_sum(maps, maps), (1,), geometry), (2,), geometry).to(images.dtype)

@@ -204,7 +204,6 @@ def test_positions_are_where_they_say() -> None:
 
 def test_few_train_images() -> None:
     noisy, train, alpha_bar = problem(6, 2, 3, 8, 8, 100)
-    assert patch_influence(noisy, train[:0], alpha_bar, 3, 5).shape == (0,)
     assert patch_influence(noisy, train[:1], alpha_bar, 3, 100).item() == pytest.approx(64, rel=1e-5)
 
 
@@ -226,23 +225,43 @@ def test_a_gpu_gives_the_same_scores() -> None:
         assert float((scores.cpu() - expected[0]).abs().max() / expected.max()) < 1e-5, name
 
 
+def with_value(shape: tuple[int, ...], value: float) -> Tensor:
+    images = torch.zeros(shape)
+    images.view(-1)[-1] = value
+    return images
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"patch_size": 0}, UsageError, "at least 1"),
+        ({"patch_size": 2.5}, UsageError, "whole number"),
         ({"patch_size": 5, "downsample": 2}, UsageError, "must be even"),
         ({"downsample": 3}, UsageError, "downsample must be 1 or 2"),
         ({"top_k": 0}, UsageError, "top_k"),
+        ({"top_k": 1.5}, UsageError, "top_k must be a whole number"),
         ({"alpha_bar": 1.0}, UsageError, "alpha_bar"),
         ({"alpha_bar": 0.0}, UsageError, "alpha_bar"),
-        ({"memory_limit": 0}, UsageError, "memory_limit"),
+        ({"alpha_bar": float("nan")}, UsageError, "alpha_bar"),
+        ({"noisy_query": np.zeros((3, 8, 8))}, UsageError, "must be a tensor; got ndarray"),
         ({"noisy_query": torch.zeros(3, 8, 9)}, DataError, "one shape"),
-        ({"train": torch.zeros(3, 8, 8)}, DataError, "one shape"),
-        ({"train": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, DataError, "floating point"),
+        ({"noisy_query": torch.zeros(1, 8, 8)}, DataError, "one shape"),
+        ({"noisy_query": torch.zeros(3, 8, 8, dtype=torch.uint8)}, DataError, "floating point"),
+        ({"noisy_query": with_value((3, 8, 8), float("nan"))}, DataError, "query holds NaN or infinity"),
+        ({"noisy_query": with_value((3, 8, 8), float("inf"))}, DataError, "query holds NaN or infinity"),
+        ({"train": np.zeros((2, 3, 8, 8))}, UsageError, "must be a tensor; got ndarray"),
+        ({"train": torch.zeros(3, 8, 8)}, DataError, "must be \\(N, C, H, W\\)"),
+        ({"train": torch.zeros(0, 3, 8, 8)}, DataError, "at least one"),
+        ({"train": torch.zeros(2, 3, 8, 8, dtype=torch.int64)}, DataError, "floating point"),
+        ({"train": with_value((2, 3, 8, 8), float("nan"))}, DataError, "Train image 1 holds NaN or infinity"),
+        ({"train": with_value((2, 3, 8, 8), -float("inf"))}, DataError, "Train image 1 holds NaN or infinity"),
         ({"noisy_query": torch.zeros(3, 1, 8), "train": torch.zeros(2, 3, 1, 8), "patch_size": 4}, DataError, "fits"),
     ],
 )
-def test_wrong_arguments_are_refused(changes: dict[str, object], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("influence", [patch_influence, patch_influence_fast])
+def test_wrong_arguments_are_refused(
+    influence: Callable[..., Tensor], changes: dict[str, object], error: type[Exception], message: str
+) -> None:
     arguments: dict[str, object] = {
         "noisy_query": torch.zeros(3, 8, 8),
         "train": torch.zeros(2, 3, 8, 8),
@@ -251,7 +270,24 @@ def test_wrong_arguments_are_refused(changes: dict[str, object], error: type[Exc
         "top_k": 5,
     }
     with pytest.raises(error, match=message):
-        patch_influence(**{**arguments, **changes})  # type: ignore[arg-type]
+        influence(**{**arguments, **changes})
+
+
+def test_a_memory_limit_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="memory_limit"):
+        patch_influence(torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8), 0.5, 3, 5, memory_limit=0)
+
+
+@pytest.mark.parametrize("influence", [patch_influence, patch_influence_fast])
+def test_inputs_with_gradients_and_bytes_will_do(influence: Callable[..., Tensor]) -> None:
+    noisy, train, alpha_bar = problem(8, 4, 3, 8, 8, 100)
+    train = ((train + 1) * 127.5).round() / 127.5 - 1
+    expected = influence(noisy, train, alpha_bar, 3, 5)
+    scores = influence(noisy.clone().requires_grad_(), train.clone().requires_grad_(), alpha_bar, 3, 5)
+    assert torch.equal(scores, expected)
+    assert not scores.requires_grad
+    pixels = ((train + 1) * 127.5).round().to(torch.uint8)
+    assert relative_error(influence(noisy, pixels, alpha_bar, 3, 5), expected) < 1e-6
 
 
 # --- the method ---

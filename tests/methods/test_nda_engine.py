@@ -271,6 +271,7 @@ def test_a_state_of_other_data_is_refused() -> None:
         ({"patch_size": 0}, UsageError),
         ({"patch_size": 3, "downsample": 2}, UsageError),
         ({"noisy_query": torch.zeros(1, 8, 7)}, DataError),
+        ({"noisy_query": torch.full((1, 8, 8), torch.nan)}, DataError),
     ],
 )
 @pytest.mark.parametrize("engine", [Engine(1), TorchEngine()])
@@ -280,13 +281,25 @@ def test_wrong_calls(change: dict[str, object], failure: type[AttribenchError], 
         engine.partial(PatchTask(**(options | change)), TrainLayout(torch.zeros(2, 1, 8, 8)))  # type: ignore[arg-type]
 
 
+def test_a_stream_refuses_a_query_of_another_shape() -> None:
+    _, train = stream_tasks()
+    with pytest.raises(DataError, match="one shape"):
+        score_tasks(Engine(1), [PatchTask(torch.zeros(8, 8), 0.5, 4, 1)], train)
+
+
 def test_no_patch_fits() -> None:
     with pytest.raises(DataError, match="No patch"):
         patch_influence_fast(torch.zeros(1, 1, 1), torch.zeros(2, 1, 1, 1), 0.5, 2, 1)
 
 
 @pytest.mark.parametrize(
-    "images", [torch.zeros(0, 1, 4, 4), torch.zeros(4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64)]
+    "images",
+    [
+        torch.zeros(0, 1, 4, 4),
+        torch.zeros(4, 4),
+        torch.zeros(1, 1, 4, 4, dtype=torch.int64),
+        torch.full((1, 1, 4, 4), torch.inf),
+    ],
 )
 def test_what_is_not_images_is_refused(images: Tensor) -> None:
     with pytest.raises(DataError):
