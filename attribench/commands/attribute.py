@@ -31,7 +31,8 @@ def attribute(arguments: list[str]) -> int:
     add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
 
-    from attribench.configuration.resolution import DatasetConfig, method_config
+    from attribench.configuration.files import DatasetConfig
+    from attribench.configuration.resolution import method_config
 
     options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
     if "." in options.method and "" not in sys.path:

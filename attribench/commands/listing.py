@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attribench.configuration.resolution import dataset_config, read_yaml, shipped
+from attribench.configuration.files import dataset_config, read_yaml, shipped
 from attribench.errors import AttribenchError
 from attribench.registry import DATAMODULES, METHODS, Entry
 

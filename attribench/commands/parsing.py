@@ -26,7 +26,7 @@ def new_parser(command: str, description: str) -> Any:
 
 def _add_setting_options(parser: Any, *, methods: bool) -> None:
     """What names data set, preset, methods and configuration file."""
-    from attribench.configuration.resolution import PRESETS
+    from attribench.configuration.files import PRESETS
 
     if methods:
         parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
@@ -77,7 +77,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
     try:
         options = parser.parse_args(plain)
     except ArgumentError as error:
-        from attribench.configuration.resolution import plain_type_error
+        from attribench.configuration.options import plain_type_error
 
         raise UsageError(plain_type_error(str(error))) from error
     if len(plain) < len(arguments):
@@ -110,7 +110,8 @@ def split_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
 
 
 def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[str]) -> Config:
-    from attribench.configuration.resolution import merge, read_yaml, resolve
+    from attribench.configuration.files import merge, read_yaml
+    from attribench.configuration.resolution import resolve
 
     if any("." in name for name in (*methods, options.dataset)) and "" not in sys.path:
         sys.path.insert(0, "")  # so that a class in the current folder can be named
@@ -168,7 +169,8 @@ def runtime_of(options: Any) -> Runtime:
 
 def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> None:
     """The command's own help, then the options of every section for the data set and method at hand."""
-    from attribench.configuration.resolution import SECTIONS, dataset_config, method_config
+    from attribench.configuration.files import SECTIONS, dataset_config
+    from attribench.configuration.resolution import method_config
     from attribench.registry import DATAMODULES
 
     print(parser.format_help().rstrip())
@@ -187,7 +189,7 @@ def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> 
 
 def print_options(classes: Mapping[str, type[Any]]) -> None:
     """Help for the options of every section: ``--section.name``, from the signature of its class."""
-    from attribench.configuration.resolution import section_parser
+    from attribench.configuration.options import section_parser
 
     for section, cls in classes.items():
         text = section_parser(cls, section).format_help()

@@ -1,6 +1,6 @@
 """Options as JSON has them: in specifications, records, rows' names and configuration files.
 
-:func:`attribench.configuration.resolution.typed` reads them back into what they were.
+:func:`attribench.configuration.options.typed` reads them back into what they were.
 """
 
 from __future__ import annotations

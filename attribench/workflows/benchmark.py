@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attribench.computing.progress import Progress
+from attribench.configuration.options import typed
 from attribench.configuration.protocol import ProtocolName
-from attribench.configuration.resolution import Config, MethodConfig, typed
+from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.records.choices import load_choice
 from attribench.records.lds import Record, save_record

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from attribench.configuration.resolution import MethodConfig, typed
+from attribench.configuration.options import typed
+from attribench.configuration.resolution import MethodConfig
 from attribench.errors import UsageError
 from attribench.method import Access, AttributionMethod
 from attribench.records.lds import row_name

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from attribench.computing.progress import Progress
-from attribench.configuration.resolution import Config, MethodConfig, typed
+from attribench.configuration.options import typed
+from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.records.files import save_file
 from attribench.records.lds import MeasuredLDS

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from attribench.computing.progress import Progress
+from attribench.configuration.options import typed
 from attribench.configuration.protocol import PROTOCOLS, ProtocolName
-from attribench.configuration.resolution import Config, MethodConfig, typed
+from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.method import AttributionMethod
 from attribench.metrics.lds import linear_datamodeling_score

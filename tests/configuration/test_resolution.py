@@ -7,7 +7,9 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import yaml
 
-from attribench.configuration.resolution import dataset_config, read_yaml, resolve, shipped, typed
+from attribench.configuration.files import dataset_config, read_yaml, shipped
+from attribench.configuration.options import typed
+from attribench.configuration.resolution import resolve
 from attribench.errors import UsageError
 from attribench.registry import DATAMODULES
 

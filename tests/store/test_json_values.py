@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from attribench.configuration.resolution import typed
+from attribench.configuration.options import typed
 from attribench.errors import UsageError
 from attribench.records.lds import row_name
 from attribench.store.json_values import json_value
