@@ -9,7 +9,7 @@ from attribench.computing.similarity import similarity as compare
 from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
-from attribench.store.artifacts import canonical, digest_text
+from attribench.store.files import canonical, digest_text
 
 
 @register_method("clip")

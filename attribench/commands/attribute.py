@@ -54,7 +54,7 @@ def attribute(arguments: list[str]) -> int:
     from attribench.computing.progress import terminal_progress
     from attribench.records.answers import save_scores
     from attribench.reporting.pages.attribution import attribution_page
-    from attribench.store.artifacts import atomic_write
+    from attribench.store.files import atomic_write
     from attribench.workflows.attribution import Request
     from attribench.workflows.attribution import attribute as compute
 

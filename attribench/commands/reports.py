@@ -151,7 +151,7 @@ def report(arguments: list[str]) -> int:
 
     from attribench.reporting.collection import Collection, Draughtsman
     from attribench.reporting.pages.report import report_page
-    from attribench.store.artifacts import atomic_write
+    from attribench.store.files import atomic_write
 
     results = Path(options.results)
     out = Path(options.out) if options.out else results / "report.html"

@@ -178,7 +178,7 @@ def explain(arguments: list[str]) -> int:
     from attribench.computing.progress import terminal_progress
     from attribench.reporting.figures.pictures import explanation
     from attribench.reporting.figures.style import save
-    from attribench.store.artifacts import atomic_write
+    from attribench.store.files import atomic_write
     from attribench.workflows.explanation import explain_query
 
     out = writable_folder("--out", options.out)

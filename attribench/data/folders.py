@@ -22,8 +22,9 @@ from attribench.data.decoding import Channels, Pixels, is_grey, open_square, to_
 from attribench.data.files import IMAGE_SUFFIXES, find_images, some
 from attribench.data.reading import attempt_each
 from attribench.errors import DataError
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging, atomic_write
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.store.code import ROOT, source_hash
+from attribench.store.files import atomic_write
 
 #: Images decoded at a time: what a killed call loses.
 CHUNK = 256

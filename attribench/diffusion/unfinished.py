@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attribench.diffusion.module import DiffusionModule
 from attribench.errors import ArtifactError
-from attribench.store.artifacts import atomic_write, file_sum
+from attribench.store.files import atomic_write, file_sum
 
 RESUME_FILE = "resume.ckpt"
 

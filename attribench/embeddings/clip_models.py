@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attribench.errors import AttribenchError, UsageError, nearest
-from attribench.store.artifacts import canonical, digest_text
+from attribench.store.files import canonical, digest_text
 
 Transform = Callable[[Image.Image], Tensor]
 

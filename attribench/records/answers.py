@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attribench.data import ImageSet
 from attribench.method import SpatialEvidence
-from attribench.store.artifacts import atomic_write
+from attribench.store.files import atomic_write
 
 
 @dataclass(frozen=True, eq=False)

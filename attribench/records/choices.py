@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attribench.errors import RecordError, UsageError
 from attribench.records.files import safe
-from attribench.store.artifacts import atomic_write
+from attribench.store.files import atomic_write
 
 
 class Trial(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attribench.computing.progress import Progress, silent_progress
 from attribench.errors import RecordError
-from attribench.store.artifacts import atomic_write, digest_text, plain, storage_error
+from attribench.store.files import atomic_write, digest_text, plain, storage_error
 
 if TYPE_CHECKING:
     from torch import Tensor

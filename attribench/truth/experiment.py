@@ -20,7 +20,8 @@ from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries
 from attribench.settings import QUERY_SETS, Runtime, Settings
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging, canonical, digest_text
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.files import canonical, digest_text
 from attribench.truth.executors import make_executor
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.subsets import subset_masks

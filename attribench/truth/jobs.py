@@ -24,7 +24,8 @@ from attribench.diffusion.training import checkpoint_steps, load_network, num_st
 from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging, canonical
+from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.files import canonical
 
 # Work is counted in forward passes of one image; a training step on an image costs about four of them.
 TRAINING_COST = 4.0

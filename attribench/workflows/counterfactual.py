@@ -23,7 +23,7 @@ from attribench.metrics.counterfactual import embedding_cosine, pixel_distance
 from attribench.records.counterfactual import CONTROL, ClipValues, CounterfactualRecord
 from attribench.records.files import save_file
 from attribench.settings import CounterfactualSettings, Runtime
-from attribench.store.artifacts import canonical, digest_text
+from attribench.store.files import canonical, digest_text
 from attribench.store.json_values import json_value
 from attribench.truth.experiment import Experiment
 from attribench.truth.generation import GenerateJob

@@ -13,7 +13,7 @@ from attribench.errors import UsageError
 from attribench.records.lds import row_name
 from attribench.registry import DATAMODULES
 from attribench.settings import Runtime
-from attribench.store.artifacts import canonical, digest_text
+from attribench.store.files import canonical, digest_text
 from attribench.store.json_values import json_value
 from attribench.truth.experiment import Experiment
 from attribench.workflows.scoring import Scoring

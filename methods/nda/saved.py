@@ -14,8 +14,9 @@ from safetensors.numpy import load, save
 from attribench.data import ImageSet
 from attribench.methods.nda.stream import StreamState
 from attribench.methods.nda.task import PatchTask
-from attribench.store.artifacts import ArtifactStore, atomic_write
+from attribench.store.artifacts import ArtifactStore
 from attribench.store.code import source_hash
+from attribench.store.files import atomic_write
 
 #: Seconds between two saves while all goes well: what a killed process loses at most, beside the shard in progress.
 INTERVAL = 60.0

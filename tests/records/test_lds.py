@@ -16,7 +16,7 @@ from attribench.records.files import MethodRecord, load_attachment, safe, save_f
 from attribench.records.lds import Record, load_record, load_records, row_name, save_record
 from attribench.records.sweep import Point, SweepRecord, load_sweeps
 from attribench.reporting.collection import Collection, folder
-from attribench.store.artifacts import digest_text
+from attribench.store.files import digest_text
 
 
 def test_a_record_survives_the_disk_unchanged(tmp_path: Path) -> None:

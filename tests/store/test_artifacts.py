@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from attribench.errors import ArtifactError
-from attribench.store.artifacts import Artifact, ArtifactStore, LockBusyError, Staging, canonical
+from attribench.store.artifacts import Artifact, ArtifactStore, LockBusyError, Staging
+from attribench.store.files import canonical
 
 SPEC = {"what": "numbers", "n": 3, "rate": 1e-4, "list": (1, 2)}
 
