@@ -9,7 +9,6 @@ arrays.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ import platformdirs
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
+
+from attribench.methods.nda._cache import KernelCache
 
 _numba_config: Any = numba.config
 
@@ -42,21 +43,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile a kernel on its first call; releases Python's lock, so that threads run it side by side.
 
-    The result is cached on disk, for as long as no module of kernels changes.
+    The result is kept on disk, for as long as no module of kernels changes.
     """
-    kernel = numba.njit(nogil=True, error_model="numpy")(function)
-    folder = _numba_config.CACHE_DIR
-    _numba_config.CACHE_DIR = str(_cache_folder())
-    try:
-        with contextlib.suppress(RuntimeError):  # there is no place to write to: compiled anew in each process
-            kernel.enable_caching()
-    finally:
-        _numba_config.CACHE_DIR = folder
+    kernel: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    kernel._cache = KernelCache(function, _cache_folder())  # what kernel.enable_caching() does with numba's own
     return cast(F, kernel)
 
 
 def _cache_folder() -> Path:
-    """Named by the content of all modules of kernels: numba looks at that of the kernel's own module alone."""
+    """Named by the content of all modules of kernels, since all of them decide what a kernel is."""
     base = Path(_numba_config.CACHE_DIR or platformdirs.user_cache_path("attribench", "attribench") / "kernels")
     sources = sorted(Path(__file__).parent.glob("_*.py"))
     return base / hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
-from test_nda_engine import brute_force, error, noised
+from nda_reference import brute_force, error, noised
 from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
