@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from attribench.gradients.methods import KernelMethod
-from attribench.gradients.outputs import ModelOutput
+from attribench.gradients.outputs import OUTPUTS, ModelOutput
 from attribench.gradients.projection import ProjectionName
 from attribench.registry import register_method
 
@@ -15,11 +13,10 @@ class DTRAK(KernelMethod):
     """D-TRAK: φ(x)ᵀ(ΦᵀΦ + λI)⁻¹φ(n) with the gradients of mean(ε_θ²) (arXiv 2311.00500).
 
     Nothing in theory favours that output over the loss; it predicts retraining better. These gradients have more in
-    common with each other than the loss's, which makes their mean squared length large against most of the kernel's
-    eigenvalues: a good λ is a smaller share of it.
+    common with each other than the loss's, so that a good λ is a smaller share of their mean squared length.
     """
 
-    outputs = get_args(ModelOutput)
+    outputs = tuple(OUTPUTS)
 
     def __init__(
         self,

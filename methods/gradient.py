@@ -5,7 +5,6 @@ from __future__ import annotations
 from attribench.computing.similarity import Kind, check_kind
 from attribench.gradients.methods import SimilarityMethod
 from attribench.gradients.projection import ProjectionName
-from attribench.method import Access
 from attribench.registry import register_method
 
 
@@ -16,8 +15,6 @@ class Gradient(SimilarityMethod):
     Args:
         similarity: ``dot`` or ``cosine``.
     """
-
-    access = Access.MODEL
 
     def __init__(
         self,

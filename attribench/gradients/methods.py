@@ -93,6 +93,7 @@ class SimilarityMethod(AttributionMethod):
         UsageError: an option is out of range.
     """
 
+    access = Access.MODEL
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"num_timesteps": NUM_TIMESTEPS}
     #: How two gradients are compared.
     kind: Kind
