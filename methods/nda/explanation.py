@@ -7,8 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attribench.errors import AttribenchError
+from attribench.gradients.budget import shortage
 from attribench.method import Match, SpatialEvidence
-from attribench.methods.nda.evidence import Evidence, evidence
+from attribench.methods.nda.engine import available_cores
+from attribench.methods.nda.evidence import MEMORY_LIMIT, Evidence, evidence
+from attribench.methods.nda.layout import LaneShape
 from attribench.methods.nda.partial import Normaliser
 from attribench.methods.nda.patches import Geometry
 from attribench.methods.nda.task import PatchTask
@@ -48,6 +52,25 @@ def explain(
             matches += _matches(parts[index], task.geometry, weight, label)
         result.append(SpatialEvidence(query_map, train_map, _apart(matches)))
     return result
+
+
+def require_memory(tasks: Sequence[PatchTask]) -> None:
+    """Raise AttribenchError unless evidence for these tasks of one query fits into memory."""
+    channels, height, width = tasks[0].noisy_query.shape
+    needed = MEMORY_LIMIT + available_cores() * max(work_space_bytes(task) for task in tasks)
+    reason = shortage(
+        f"Explaining images of {channels}×{height}×{width} numbers", needed, torch.device("cpu"),
+        remedy="Use smaller images.",
+    )  # fmt: skip
+    if reason is not None:
+        raise AttribenchError(reason)
+
+
+def work_space_bytes(task: PatchTask) -> int:
+    """What the engine's kernel takes a thread at most: column sums, and weights of a row of positions."""
+    shape = LaneShape(task.geometry, task.noisy_query.shape[0], double=True)
+    rows, columns = max(1, shape.inside[0]), task.geometry.grid[1]
+    return shape.dtype.itemsize * rows * (shape.map_size[1] * shape.map_stride + columns * shape.row_stride)
 
 
 def to_pixels(grid: Tensor, geometry: Geometry) -> Tensor:

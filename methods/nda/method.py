@@ -131,10 +131,11 @@ class NDA(AttributionMethod):
 
         Works with either engine, by the fast one.
         """
-        from attribench.methods.nda.explanation import explain
+        from attribench.methods.nda.explanation import explain, require_memory
 
         (image,) = query.unit_range()
         tasks, train = self._tasks(image), self.context.train_images
+        require_memory(tasks)
         labels = [
             f"t = {term.timestep}, {term.patch_size}×{term.patch_size}{' at half resolution' if term.downsample == 2 else ''}"
             for term in self._terms
