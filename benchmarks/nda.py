@@ -44,13 +44,13 @@ from attribench.computing.cost import own_bytes
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, patch_influence
-from attribench.methods.nda._simd import BYTES
-from attribench.methods.nda.engine import Engine, available_cores, warm_up
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import Normaliser, finish
-from attribench.methods.nda.stream import score_tasks
+from attribench.methods.nda.engine._simd import BYTES
+from attribench.methods.nda.engine.compiled import Engine, available_cores, warm_up
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import Normaliser, finish
+from attribench.methods.nda.engine.stream import score_tasks
+from attribench.methods.nda.engine.torch_engine import TorchEngine
 from attribench.methods.nda.task import PatchTask
-from attribench.methods.nda.torch_engine import TorchEngine
 from attribench.store.artifacts import ArtifactStore
 
 T = TypeVar("T")

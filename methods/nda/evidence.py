@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from attribench.data import to_unit_range
-from attribench.methods.nda.engine import Engine
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import Normaliser
+from attribench.methods.nda.engine.compiled import Engine
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import Normaliser
+from attribench.methods.nda.engine.torch_engine import Candidates
 from attribench.methods.nda.task import PatchTask
-from attribench.methods.nda.torch_engine import Candidates
 
 #: Pairs of positions that are remembered, strongest first, for each train image.
 NUM_PAIRS = 32
@@ -56,7 +56,7 @@ def evidence(
         task: the query, timestep and scale.
         images: train images ``(num_images, C, H, W)``, as the engine got them: uint8, or floating point in [-1, 1].
         normaliser: of all train images: ``merge(...).normaliser``, or
-            :func:`attribench.methods.nda.stream.normalisers`.
+            :func:`attribench.methods.nda.engine.stream.normalisers`.
         memory_limit: bytes of working memory for comparisons; it changes the result by rounding at most.
 
     Returns:

@@ -10,10 +10,10 @@ from torch import Tensor
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
 from attribench.method import Match, SpatialEvidence
-from attribench.methods.nda.engine import available_cores
+from attribench.methods.nda.engine.compiled import available_cores
+from attribench.methods.nda.engine.layout import LaneShape
+from attribench.methods.nda.engine.partial import Normaliser
 from attribench.methods.nda.evidence import MEMORY_LIMIT, Evidence, evidence
-from attribench.methods.nda.layout import LaneShape
-from attribench.methods.nda.partial import Normaliser
 from attribench.methods.nda.patches import Geometry
 from attribench.methods.nda.task import PatchTask
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries, SpatialEvidence
-from attribench.methods.nda.engines import ENGINES, FastScorer, PatchScorer
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
+from attribench.methods.nda.scorers import ENGINES, FastScorer, PatchScorer
 from attribench.methods.nda.search import search_per_timestep
 from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method

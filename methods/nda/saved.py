@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from attribench.data import ImageSet
-from attribench.methods.nda.stream import StreamState
+from attribench.methods.nda.engine.stream import StreamState
 from attribench.methods.nda.task import PatchTask
 from attribench.store.artifacts import ArtifactStore
 from attribench.store.code import source_hash
@@ -23,7 +23,7 @@ INTERVAL = 60.0
 
 
 class SavedState:
-    """The state of one call of :func:`~attribench.methods.nda.stream.score_tasks` in a folder of its own.
+    """The state of one call of :func:`~attribench.methods.nda.engine.stream.score_tasks` in a folder of its own.
 
     Args:
         folder: holds nothing else; made when first written to.

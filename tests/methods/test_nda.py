@@ -18,7 +18,7 @@ from attribench.errors import DataError, UsageError
 from attribench.method import score, start
 from attribench.methods.nda import NDA, convolution, patch_influence
 from attribench.methods.nda import method as nda_method
-from attribench.methods.nda.engine import patch_influence_fast
+from attribench.methods.nda.engine.compiled import patch_influence_fast
 from attribench.methods.nda.position_sums import PositionSums
 from attribench.methods.nda.task import PatchTask
 from attribench.store.artifacts import ArtifactStore

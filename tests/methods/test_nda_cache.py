@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attribench.methods.nda import _cache, _simd
+from attribench.methods.nda.engine import _cache, _simd
 
 
 def double(number: int) -> int:

@@ -16,12 +16,12 @@ from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA, patch_influence
-from attribench.methods.nda.engine import Engine, patch_influence_fast
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import finish, merge
-from attribench.methods.nda.stream import score_tasks
+from attribench.methods.nda.engine.compiled import Engine, patch_influence_fast
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import finish, merge
+from attribench.methods.nda.engine.stream import score_tasks
+from attribench.methods.nda.engine.torch_engine import TorchEngine
 from attribench.methods.nda.task import PatchTask
-from attribench.methods.nda.torch_engine import TorchEngine
 from attribench.metrics.lds import undefined_queries
 from attribench.store.artifacts import ArtifactStore
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from attribench.errors import AttribenchError, DataError, UsageError
 from attribench.methods.nda import patch_influence
-from attribench.methods.nda.engine import Engine, PatchTask, patch_influence_fast, warm_up
+from attribench.methods.nda.engine.compiled import Engine, PatchTask, patch_influence_fast, warm_up
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import PartialInfluence, finish, merge
+from attribench.methods.nda.engine.stream import StreamState, score_tasks
+from attribench.methods.nda.engine.torch_engine import TorchEngine
 from attribench.methods.nda.evidence import evidence
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import PartialInfluence, finish, merge
-from attribench.methods.nda.stream import StreamState, score_tasks
-from attribench.methods.nda.torch_engine import TorchEngine
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "nda_reference.npz")
 

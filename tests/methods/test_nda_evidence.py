@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attribench.errors import AttribenchError
 from attribench.gradients import budget
+from attribench.methods.nda.engine.partial import Normaliser
 from attribench.methods.nda.evidence import MEMORY_LIMIT, NUM_PAIRS, comparisons, evidence
 from attribench.methods.nda.explanation import require_memory
-from attribench.methods.nda.partial import Normaliser
 from attribench.methods.nda.task import PatchTask
 
 

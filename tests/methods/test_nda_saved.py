@@ -12,10 +12,11 @@ from torch import Tensor
 from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
-from attribench.methods.nda import NDA, stream
-from attribench.methods.nda.engine import Engine
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import Normaliser, PartialInfluence
+from attribench.methods.nda import NDA
+from attribench.methods.nda.engine import stream
+from attribench.methods.nda.engine.compiled import Engine
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import Normaliser, PartialInfluence
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.task import PatchTask
 from attribench.store.artifacts import ArtifactStore

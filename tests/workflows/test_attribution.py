@@ -12,8 +12,8 @@ from odd_images import SKIPPED, write_odd_images
 from PIL import Image
 
 from attribench.cli import main
-from attribench.methods.nda import stream
-from attribench.methods.nda.engine import Engine
+from attribench.methods.nda.engine import stream
+from attribench.methods.nda.engine.compiled import Engine
 from attribench.workflows import attribution
 
 OPTIONS = ["--image-size", "12", "--accelerator", "cpu", "--method.timesteps", "[100, 300]", "--method.patch_size", "[3, 5]",

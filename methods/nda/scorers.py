@@ -12,12 +12,12 @@ from torch import Tensor
 from attribench.computing.cost import compiling
 from attribench.data import to_unit_range
 from attribench.methods.nda.convolution import patch_influence
-from attribench.methods.nda.partial import Normaliser
+from attribench.methods.nda.engine.partial import Normaliser
 from attribench.methods.nda.task import PatchTask
 
 if TYPE_CHECKING:
+    from attribench.methods.nda.engine.stream import PartialEngine
     from attribench.methods.nda.saved import SavedState
-    from attribench.methods.nda.stream import PartialEngine
 
 #: Bytes of normalisers that are remembered for explanations.
 _REMEMBERED = 2**26
@@ -62,7 +62,7 @@ class FastScorer:
         self._normalisers: dict[str, Normaliser] = {}
 
     def __call__(self, tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
-        from attribench.methods.nda.stream import StreamState, score_tasks
+        from attribench.methods.nda.engine.stream import StreamState, score_tasks
 
         state = saved.load()
         if state is None:
@@ -85,7 +85,7 @@ class FastScorer:
 
     def normalisers(self, tasks: Sequence[PatchTask], progress: Callable[[float], None]) -> list[Normaliser]:
         """What all train images together weigh at each position, for each task; of the last call's tasks, remembered."""
-        from attribench.methods.nda.stream import normalisers
+        from attribench.methods.nda.engine.stream import normalisers
 
         missing = [task for task in tasks if task.digest not in self._normalisers]
         progress((len(tasks) - len(missing)) * len(self._train))
@@ -95,8 +95,8 @@ class FastScorer:
 
 
 def _engine(device: torch.device) -> PartialEngine:
-    from attribench.methods.nda.engine import Engine, warm_up
-    from attribench.methods.nda.torch_engine import TorchEngine
+    from attribench.methods.nda.engine.compiled import Engine, warm_up
+    from attribench.methods.nda.engine.torch_engine import TorchEngine
 
     if device.type == "cuda":
         return TorchEngine(device)

@@ -20,7 +20,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-from attribench.methods.nda._cache import KernelCache
+from attribench.methods.nda.engine._cache import KernelCache
 
 _numba_config: Any = numba.config
 

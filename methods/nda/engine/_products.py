@@ -1,13 +1,13 @@
 """Parts of the kernel that compare: column sums of a pair of rows, and products of patches, both by running sums.
 
-See :mod:`attribench.methods.nda._kernels` for the notation.
+See :mod:`attribench.methods.nda.engine._kernels` for the notation.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from attribench.methods.nda._simd import add, fma, fms, inlined, load, maximum, splat, spread, store, sub
+from attribench.methods.nda.engine._simd import add, fma, fms, inlined, load, maximum, splat, spread, store, sub
 
 #: Up to so many rows a patch, column sums are computed afresh: cheaper than to keep those of all rows in the cache.
 FRESH_TAPS = 4

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribench.data import to_unit_range
-from attribench.methods.nda._products import FRESH_TAPS
-from attribench.methods.nda._simd import BYTES
+from attribench.methods.nda.engine._products import FRESH_TAPS
+from attribench.methods.nda.engine._simd import BYTES
 from attribench.methods.nda.patches import Geometry, check_images
 
 #: Column sums of one query row and all rows of the train images should stay in a core's second-level cache.

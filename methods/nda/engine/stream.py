@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribench.errors import DataError
-from attribench.methods.nda.layout import TrainLayout
-from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence
+from attribench.methods.nda.engine.layout import TrainLayout
+from attribench.methods.nda.engine.partial import Block, Normaliser, PartialInfluence
 from attribench.methods.nda.task import PatchTask
 
 SHARD_SIZE = 1024
@@ -21,7 +21,7 @@ MEMORY_LIMIT = 256 * 2**20
 
 
 class PartialEngine(Protocol):
-    """What :class:`~attribench.methods.nda.engine.Engine` and its torch twin have in common."""
+    """What :class:`~attribench.methods.nda.engine.compiled.Engine` and its torch twin have in common."""
 
     def partials(
         self, tasks: Sequence[PatchTask], train: TrainLayout, start: int = 0, known: Sequence[Normaliser] | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from attribench.methods.nda._products import (
+from attribench.methods.nda.engine._products import (
     FRESH_TAPS,
     best_logits,
     entering_and_leaving,
@@ -23,8 +23,8 @@ from attribench.methods.nda._products import (
     slide,
     update_column_sums,
 )
-from attribench.methods.nda._selection import exp2, fold, power_of_2, sum_of_largest, units
-from attribench.methods.nda._simd import (
+from attribench.methods.nda.engine._selection import exp2, fold, power_of_2, sum_of_largest, units
+from attribench.methods.nda.engine._simd import (
     add,
     choose,
     compiled,
@@ -148,7 +148,7 @@ def influence(
         shape: see :meth:`LaneShape.numbers`.
         beta: β.
         top_k: k, or 0 for the normaliser alone.
-        cuts: see :func:`~attribench.methods.nda.engine.cuts`.
+        cuts: see :func:`~attribench.methods.nda.engine.compiled.cuts`.
         first_group: the first group to compare.
         groups: their number.
         peak: float64 ``(positions,)``, the largest logit known, rounded down; raised where a larger one turns up.

@@ -7,7 +7,7 @@ The scores are those of :mod:`attribench.methods.nda.convolution`, computed anot
 * Weights are relative to the best match so far. What lies far below it (:func:`cuts`) counts as zero, and whole rows of
   candidates are dismissed by their largest logit, without an exponential.
 * Train images lie side by side in vector lanes, laid out once for all queries and timesteps.
-* Shards of the training set give partial results that merge (:mod:`attribench.methods.nda.partial`).
+* Shards of the training set give partial results that merge (:mod:`attribench.methods.nda.engine.partial`).
 * What an image's weights add up to depends on the image and the query alone: equal images get equal scores, bit for bit,
   wherever they stand, and whatever the threads do.
 
@@ -29,9 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribench.methods.nda._kernels import influence
-from attribench.methods.nda.layout import LaneShape, TrainLayout, WorkSpace, needs_float64, query_maps
-from attribench.methods.nda.partial import NEGLIGIBLE, Block, Normaliser, PartialInfluence, finish, rescaled
+from attribench.methods.nda.engine._kernels import influence
+from attribench.methods.nda.engine.layout import LaneShape, TrainLayout, WorkSpace, needs_float64, query_maps
+from attribench.methods.nda.engine.partial import NEGLIGIBLE, Block, Normaliser, PartialInfluence, finish, rescaled
 from attribench.methods.nda.task import PatchTask
 
 #: For a position's normaliser alone, candidates whose logit is further below the best one, in units of ln 2, are left out.

@@ -1,6 +1,6 @@
 """The fast engine's algorithm in plain torch operations: for CUDA, and on the CPU to be tested.
 
-As on the CPU (:mod:`attribench.methods.nda.engine`), patch distances come from sums along fixed displacements, only
+As on the CPU (:mod:`attribench.methods.nda.engine.compiled`), patch distances come from sums along fixed displacements, only
 patches that hang over the edges alike are compared, and partial results merge. A GPU has the memory bandwidth to weigh
 all candidates, so nothing is pruned; sums over a patch double their length step by step, which takes log₂ P additions.
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribench.methods.nda.layout import TrainLayout, needs_float64
-from attribench.methods.nda.partial import Block, Normaliser, PartialInfluence
+from attribench.methods.nda.engine.layout import TrainLayout, needs_float64
+from attribench.methods.nda.engine.partial import Block, Normaliser, PartialInfluence
 from attribench.methods.nda.patches import Geometry
 from attribench.methods.nda.task import PatchTask
 
@@ -45,7 +45,7 @@ class Candidates:
 
 
 class TorchEngine:
-    """The fast engine on any device torch has; the interface of :class:`attribench.methods.nda.engine.Engine`.
+    """The fast engine on any device torch has; the interface of :class:`attribench.methods.nda.engine.compiled.Engine`.
 
     Args:
         device: where to compute.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from attribench.methods.nda._simd import (
+from attribench.methods.nda.engine._simd import (
     add,
     add_bits,
     choose,
