@@ -107,7 +107,7 @@ def comparisons(task: PatchTask, image: Tensor, memory_limit: int) -> Iterator[C
     for rows, columns in geometry.blocks():
         area = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         partners = grid[area].flatten()
-        for positions in partners.split(block_size(len(partners), memory_limit)):
+        for positions in torch.split(partners, block_size(len(partners), memory_limit)):
             patches = own[positions // geometry.grid[1], positions % geometry.grid[1]].flatten(1)
             logits = _products(patches, theirs[area], memory_limit).sub_(energy[area].flatten())
             yield Candidates(positions, partners.expand(len(positions), -1), logits[None])
