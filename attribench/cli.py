@@ -36,7 +36,7 @@ COMMANDS = (
     Command("explain", "where in the picture a query's top images come in: heat maps", "runs:explain"),
     Command("tune", "choose a method's options on validation queries", "runs:tune"),
     Command("sweep", "how an option of a method moves its LDS", "runs:sweep"),
-    Command("ground-truth", "only train the models and measure their losses", "runs:ground_truth"),
+    Command("ground-truth", "only train the models and measure their losses", "truths:ground_truth"),
     Command("status", "what is done, what is missing, sizes on disk", "runs:status"),
     Command("list", "methods, data sets and presets", "reports:list_"),
     Command("table", "print a table from records: terminal, markdown, latex, csv", "reports:table"),

@@ -38,6 +38,10 @@ class ArtifactError(AttribenchError):
     """The artifact store cannot give or take what was asked: locked, full, or damaged."""
 
 
+class BundleError(AttribenchError):
+    """A ground truth in a file cannot be read, is damaged, or is not the one that is needed."""
+
+
 class RecordError(AttribenchError):
     """A result record cannot be read: another schema version, or unknown fields."""
 

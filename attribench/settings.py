@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from attribench.errors import UsageError
@@ -198,6 +199,22 @@ class Settings:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     ground_truth: GroundTruthSettings = field(default_factory=GroundTruthSettings)
     counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Mapping[str, Any]]) -> Settings:
+        """The settings that plain values describe, section by section.
+
+        Raises:
+            UsageError: an unknown section or option, or a value that is refused.
+        """
+        sections = {item.name: item.type for item in fields(cls)}
+        kinds = {kind.__name__: kind for kind in (
+            ModelSettings, TrainingSettings, GenerationSettings, GroundTruthSettings, CounterfactualSettings
+        )}  # fmt: skip
+        try:
+            return cls(**{name: kinds[str(sections[name])](**options) for name, options in values.items()})
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"These are no settings that this attribench knows: {error}.") from error
 
     def without(self, section: str) -> dict[str, Any]:
         """All sections but one, as plain values: LDS has nothing to do with ``counterfactual``, nor the other way round."""

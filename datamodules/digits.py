@@ -19,6 +19,8 @@ class Digits(AttributionDataModule):
         num_queries: how many validation queries to choose from the rest.
     """
 
+    licence = "CC BY 4.0, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository"
+
     def __init__(self, num_train: int = 500, num_queries: int = 100) -> None:
         super().__init__()
         check_range("num_train", num_train, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ def _add_setting_options(parser: Any, *, methods: bool) -> None:
                             "import paths (my_package.MyMethod), YAML files; all = every one that can run.")  # fmt: skip
     parser.add_argument("--dataset", type=str, default="digits", help="Data set: a name, an import path, a YAML file.")
     parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: small).")
+    if methods:
+        parser.add_argument("--ground-truth", "--ground_truth", type=str, help="A ground truth to use: the name of an "
+                            "imported one, or a file. Nothing is retrained; preset and settings are its own.")  # fmt: skip
     parser.add_argument("--config", type=str, help="YAML file with the options below, as --print_config prints them.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
 
@@ -123,7 +126,24 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
         content.pop("preset", None)
         methods = [str(name) for name in content.pop("methods", methods)]
         dotted = merge(content, dotted)
+    if getattr(options, "ground_truth", None):
+        return _with_ground_truth(options, dataset, preset, list(methods), dotted)
     return resolve(dataset, preset, methods, dotted)
+
+
+def _with_ground_truth(
+    options: Any, dataset: str, preset: str | None, methods: list[str], dotted: dict[str, dict[str, Any]]
+) -> Config:
+    from attribench.truth.bundle import Bundle
+    from attribench.truth.catalog import find
+    from attribench.workflows.truths import config_of
+
+    bundle = Bundle(find(options.ground_truth, Path(options.workdir)))
+    if preset not in (None, bundle.header.preset):
+        raise UsageError(
+            f"--preset {preset}: the ground truth {bundle.header.name} is of preset {bundle.header.preset}."
+        )
+    return replace(config_of(bundle, dataset, methods, dotted), ground_truth=str(bundle.path))
 
 
 def _method_names(text: str) -> tuple[list[str], dict[str, str]]:

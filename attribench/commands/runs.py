@@ -62,28 +62,6 @@ def tune(arguments: list[str]) -> int:
     return 0
 
 
-def ground_truth(arguments: list[str]) -> int:
-    parser = new_parser(
-        "ground-truth", "Train the target and subset models, generate queries, measure losses; nothing else."
-    )
-    given = configured(parser, arguments, methods=False)
-    if given is None:
-        return 0
-    options, config, _ = given
-
-    from attribench.computing.progress import terminal_progress
-    from attribench.settings import QUERY_SETS
-    from attribench.workflows.setting import open_experiment
-
-    experiment = open_experiment(config, runtime_of(options), terminal_progress())
-    experiment.prepare()
-    for name in QUERY_SETS:
-        truth = experiment.ground_truth(name)
-        subsets, seeds, queries = truth.losses.shape
-        print(f"{name}: {subsets} subsets × {seeds} seed(s) × {queries} queries, ground truth {truth.hash}")
-    return 0
-
-
 def status(arguments: list[str]) -> int:
     parser = new_parser(
         "status", "What is done and what is missing for a data set and preset, and how much disk it takes."

@@ -53,6 +53,7 @@ class Config:
         dataset: the name of the data module.
         data: its typed options.
         overrides: what the caller changed in the settings or the data, as dotted names.
+        ground_truth: path of the ground truth to use; empty to retrain.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class Config:
     settings: Settings
     methods: list[MethodConfig]
     overrides: dict[str, Any]
+    ground_truth: str = ""
 
     def overrides_without(self, section: str) -> dict[str, Any]:
         """What the caller changed outside a section of the settings."""

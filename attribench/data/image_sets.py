@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -94,6 +95,9 @@ class AttributionDataModule(L.LightningDataModule, ABC):
     A subclass's ``__init__`` parameters are the data set's options (``--data.NAME`` on the command line). Register it
     with :func:`attribench.register_datamodule`, as an entry point in ``attribench.datamodules``, or name its import path.
     """
+
+    #: The licence under which the images may be passed on; None if they may not, or nobody has said so.
+    licence: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,42 +20,18 @@ from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries
 from attribench.settings import QUERY_SETS, Runtime, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
-from attribench.store.files import canonical, digest_text
+from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
+from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.subsets import subset_masks
-
-
-@dataclass(frozen=True, eq=False)
-class GroundTruth:
-    """What really happened when models were retrained on subsets.
-
-    Attributes:
-        masks: bool ``(num_subsets, num_train)``: the train images each subset holds.
-        draws: float64 ``(num_subsets, num_seeds, num_draws, num_queries)``: each model's loss on each query with each
-            noise draw, averaged over timesteps.
-        hash: identifies masks and losses with everything they were made from.
-    """
-
-    masks: Tensor
-    draws: Tensor
-    hash: str
-
-    @property
-    def losses(self) -> Tensor:
-        """float64 ``(num_subsets, num_seeds, num_queries)``: averaged over noise draws."""
-        return self.draws.mean(dim=2)
-
-    @property
-    def outputs(self) -> Tensor:
-        """float64 ``(num_subsets, num_queries)``: the losses averaged over training seeds."""
-        return self.losses.mean(dim=1)
 
 
 class Experiment:
     """A data set, a setting, and where to compute.
 
-    Everything is made on demand and kept in the store; asking again reads it.
+    Everything is made on demand and kept in the store; asking again reads it. With a bundle nothing is retrained: masks,
+    losses, generated queries and the target model are the bundle's.
     """
 
     def __init__(
@@ -66,6 +41,7 @@ class Experiment:
         runtime: Runtime,
         progress: Progress = silent_progress,
         store: ArtifactStore | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         from pathlib import Path
 
@@ -75,10 +51,15 @@ class Experiment:
         self.store = store or ArtifactStore(
             Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message
         )
+        self.bundle = bundle
+        if bundle is not None:
+            bundle.check(self.train, self.validation)
 
     @cached_property
     def masks(self) -> Tensor:
         """bool ``(num_subsets, num_train)``."""
+        if self.bundle is not None:
+            return self.bundle.masks
         labels = self.train.labels if self.stratify else None
         return subset_masks(len(self.train), labels, self.settings.ground_truth)
 
@@ -112,12 +93,11 @@ class Experiment:
 
     def train_models(self, task: Task) -> None:
         """Train the target model and all subset models that are not in the store."""
-        save_images(self.store, self.train)
-        self.run_jobs([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
+        self.train_only([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
 
     def queries(self, name: str, task: Task | None = None) -> Queries:
         """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
-        return Queries.of(self._query_images(name, task), name)
+        return Queries.of(self.query_images(name, task), name)
 
     def query_ids(self, name: str) -> tuple[str, ...]:
         """The names of a query set's queries, known before any of them is generated."""
@@ -125,7 +105,7 @@ class Experiment:
 
     def measure_losses(self, name: str, task: Task) -> None:
         """Measure every subset model's losses on a query set."""
-        images = self._query_images(name)
+        images = self.query_images(name)
         save_images(self.store, images)
         self.run_jobs([job for jobs in self.loss_jobs(images) for job in jobs], task)
 
@@ -153,21 +133,36 @@ class Experiment:
         Raises:
             ArtifactError: part of it is missing; :meth:`prepare` makes it.
         """
-        rows, digests = [], []
-        for jobs in self.loss_jobs(self._query_images(name)):
-            row = []
-            for job in jobs:
-                artifact = job.find(self.store)
-                if artifact is None:
-                    raise ArtifactError(f"The {job.name} on {name} are missing; run the same command again.")
-                row.append(artifact.load_tensors("losses")["losses"].double().mean(dim=1))
-                digests.append(artifact.digest)
-            rows.append(torch.stack(row))
-        masks_digest = digest_text("".join("1" if inside else "0" for inside in self.masks.flatten().tolist()))
-        return GroundTruth(self.masks, torch.stack(rows), digest_text(canonical([masks_digest, *digests]))[:32])
+        if self.bundle is not None:
+            return self.bundle.ground_truth(name)
+        timesteps = self.settings.ground_truth.timesteps
+        rows = []
+        for jobs in self.loss_jobs(self.query_images(name)):
+            artifacts = [job.find(self.store) for job in jobs]
+            if None in artifacts:
+                missing = jobs[artifacts.index(None)]
+                raise ArtifactError(f"The {missing.name} on {name} are missing; run the same command again.")
+            losses = [found.load_tensors("losses")["losses"] for found in artifacts if found is not None]
+            rows.append(torch.stack([band_means(values, timesteps) for values in losses]))
+        return GroundTruth(self.masks, torch.stack(rows), bands_of(timesteps))
+
+    def train_only(self, jobs: Sequence[TrainJob], task: Task) -> None:
+        """Train some of the models that are not in the store."""
+        save_images(self.store, self.train)
+        self.run_jobs(jobs, task)
+
+    def losses_of(self, queries: ImageSet, subset: int, seed: int) -> Tensor:
+        """One trained model's losses, float32 ``(num_draws, num_timesteps, num_queries)``; measured if need be."""
+        save_images(self.store, queries)
+        job = self.loss_jobs(queries)[subset][seed]
+        self.run_jobs([job], _no_task)
+        return job.load(self.store)
 
     def prepare(self) -> None:
         """Train, generate and measure all that is missing, under one bar for the whole of it."""
+        if self.bundle is not None:
+            self._provide_target(_no_task)
+            return
         generation = self.settings.generation
         passes = generation.num_images * generation.num_inference_steps
         ground_truth = self.settings.ground_truth
@@ -211,24 +206,36 @@ class Experiment:
         if missing:
             make_executor(missing, self.store, self.runtime, self.progress).run(missing, task)
 
-    def _query_images(self, name: str, task: Task | None = None) -> ImageSet:
+    def query_images(self, name: str, task: Task | None = None) -> ImageSet:
+        """The images of a query set, with their ids.
+
+        Raises:
+            DataError: there is no such query set.
+        """
         if name == "validation":
             return self.validation
         if name != "generation":
             raise DataError(f"Unknown query set {name!r}; known: {', '.join(QUERY_SETS)}.")
         return self._generated(task)
 
+    def _provide_target(self, task: Task) -> Artifact:
+        target = self.target.find(self.store)
+        if target is not None:
+            return target
+        save_images(self.store, self.train)
+        if self.bundle is not None:
+            return self.bundle.install_target(self.store, self.target)
+        self.run_jobs([self.target], task)
+        return self._provide_target(task)
+
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
         return {"model": target.key, "weights": target.digest, **vars(self.settings.generation), **recipe(SAMPLING)}
 
     def _generated(self, task: Task | None) -> ImageSet:
-        target = self.target.find(self.store)
-        if target is None:
-            save_images(self.store, self.train)
-            self.run_jobs([self.target], task or _no_task)
-            target = self.target.find(self.store)
-            assert target is not None
+        if self.bundle is not None:
+            return self.bundle.queries("generation")
+        target = self._provide_target(task or _no_task)
         seeds = list(range(self.settings.generation.num_images))
 
         def build(staging: Staging) -> None:

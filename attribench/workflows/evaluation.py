@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from attribench.metrics.lds import linear_datamodeling_score, predict_outputs, u
 from attribench.metrics.resampling import Interval, lds_interval, published_bootstrap, standard_error
 from attribench.records.gallery import Gallery
 from attribench.records.lds import CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
-from attribench.truth.experiment import Experiment, GroundTruth
+from attribench.truth.experiment import Experiment
+from attribench.truth.ground_truth import GroundTruth
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,7 @@ class Evaluation:
         index = list(range(len(asked))) if index is None else index
         queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
         if subsets is not None:
-            draws = truth.draws[subsets][..., index]
-            truth = replace(truth, masks=truth.masks[subsets], draws=draws, hash=f"{truth.hash}/{subsets}")
+            truth = truth.restrict(subsets, index)
         return cls(asked, queries, index, truth, ceiling(truth))
 
     def evaluate(self, scores: Tensor) -> QuerySetResult:

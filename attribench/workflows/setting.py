@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from attribench.computing.device import resolve_device
@@ -15,6 +16,7 @@ from attribench.registry import DATAMODULES
 from attribench.settings import Runtime
 from attribench.store.files import canonical, digest_text
 from attribench.store.json_values import json_value
+from attribench.truth.bundle import Bundle
 from attribench.truth.experiment import Experiment
 from attribench.workflows.scoring import Scoring
 
@@ -31,7 +33,8 @@ def open_experiment(config: Config, runtime: Runtime, progress: Progress) -> Exp
     data: AttributionDataModule = config.data_class(**config.data)
     if data.label != config.dataset and data.label in DATAMODULES.names():
         raise UsageError(f"This data set may not be called {data.label!r}: another data set is. Change its label.")
-    return Experiment(data, config.settings, runtime, progress)
+    bundle = Bundle(Path(config.ground_truth)) if config.ground_truth else None
+    return Experiment(data, config.settings, runtime, progress, bundle=bundle)
 
 
 def recorded_data(config: Config) -> dict[str, Any]:

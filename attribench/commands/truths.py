@@ -1,0 +1,153 @@
+"""``attribench ground-truth``: make a ground truth, pass it on, take it up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attribench.commands.parsing import add_runtime_options, configured, new_parser, parse, runtime_of
+from attribench.commands.writable import writable_file
+from attribench.errors import UsageError
+
+
+def ground_truth(arguments: list[str]) -> int:
+    """Without a verb: train the models and measure their losses."""
+    if arguments and arguments[0] in VERBS:
+        return VERBS[arguments[0]](arguments[1:])
+    verbs = ", ".join(VERBS)
+    parser = new_parser(
+        "ground-truth",
+        "Train the target and subset models, generate queries, measure losses; nothing else. "
+        f"What is made can be passed on: attribench ground-truth VERB --help, with VERB one of {verbs}.",
+    )
+    given = configured(parser, arguments, methods=False)
+    if given is None:
+        return 0
+    options, config, _ = given
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.settings import QUERY_SETS
+    from attribench.workflows.setting import open_experiment
+
+    experiment = open_experiment(config, runtime_of(options), terminal_progress())
+    experiment.prepare()
+    for name in QUERY_SETS:
+        truth = experiment.ground_truth(name)
+        subsets, seeds, queries = truth.losses.shape
+        print(f"{name}: {subsets} subsets × {seeds} seed(s) × {queries} queries, ground truth {truth.hash}")
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    parser = new_parser(
+        "ground-truth export", "Write a ground truth as one file: nothing of it need be retrained elsewhere."
+    )
+    parser.add_argument("--out", type=str, help="The file, as digits.truth.")
+    parser.add_argument("--name", type=str, help="What it is called (default: the file's name).")
+    given = configured(parser, arguments, methods=False)
+    if given is None:
+        return 0
+    options, config, _ = given
+    if not options.out:
+        raise UsageError("--out FILE is needed, as --out digits.truth.")
+    out = writable_file("--out", options.out)
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.workflows.truths import export as write
+
+    header = write(config, runtime_of(options), out, options.name, terminal_progress())
+    print(f"{out}: {header.name}, {out.stat().st_size / 2**20:.1f} MiB, {len(header.files)} files")
+    for line in described(header):
+        print(f"  {line}")
+    return 0
+
+
+def import_(arguments: list[str]) -> int:
+    parser = new_parser("ground-truth import", "Take a ground truth into a work directory, verified.")
+    parser.add_argument("file", type=str, help="A file, or an address that fsspec opens (https, s3, …).")
+    parser.add_argument("--sha256", type=str, help="What the file must be.")
+    options = _own(parser, arguments)
+    if options is None:
+        return 0
+
+    from attribench.truth.catalog import import_file
+
+    bundle = import_file(options.file, Path(options.workdir), options.sha256)
+    print(f"{bundle.header.name}: in {bundle.path}; use it with --ground-truth {bundle.header.name}")
+    return 0
+
+
+def list_(arguments: list[str]) -> int:
+    parser = new_parser("ground-truth list", "Which ground truths are at hand.")
+    options = _own(parser, arguments)
+    if options is None:
+        return 0
+
+    from attribench.truth.bundle import Bundle
+    from attribench.truth.catalog import imported
+
+    found = imported(Path(options.workdir))
+    for name, path in found.items():
+        print(f"{name}  ({path})")
+        for line in described(Bundle(path).header):
+            print(f"  {line}")
+    if not found:
+        print(f"None in {options.workdir}. attribench ground-truth import FILE takes one up.")
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    parser = new_parser(
+        "ground-truth verify", "Check every file of a ground truth; retrain some of its models, and compare."
+    )
+    parser.add_argument("file", type=str, help="A file, or the name of an imported one.")
+    parser.add_argument("--retrain", type=int, default=0, help="So many of its subset models are trained anew.")
+    options = _own(parser, arguments)
+    if options is None:
+        return 0
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.truth.bundle import Bundle
+    from attribench.truth.catalog import find
+    from attribench.workflows.truths import retrain
+
+    bundle = Bundle(find(options.file, Path(options.workdir)))
+    bundle.verify()
+    print(f"{bundle.path}: all {len(bundle.header.files)} files are what they should be, and so are the hashes.")
+    if options.retrain:
+        for line in retrain(bundle, runtime_of(options), options.retrain, terminal_progress()):
+            print(line)
+    return 0
+
+
+def described(header: Any) -> list[str]:
+    """What a bundle's header says, in a few lines."""
+    changed = ", ".join(f"{key}={value}" for key, value in sorted(header.overrides.items()))
+    sets = "; ".join(
+        f"{name}: {entry.num_queries} queries, truth {entry.truth}" for name, entry in header.query_sets.items()
+    )
+    settings = header.settings["ground_truth"]
+    return [
+        f"{header.dataset}, preset {header.preset}{f', changed: {changed}' if changed else ''}",
+        f"{settings['num_subsets']} subsets × {settings['num_seeds']} seed(s) of {header.num_train} train images",
+        sets,
+        f"made {header.made['created']} with attribench {header.made['versions']['attribench']}; images: {header.data_licence}",
+    ]
+
+
+def _own(parser: Any, arguments: list[str]) -> Any | None:
+    """The options of a verb that needs no configuration; None when help was asked for, and has been printed."""
+    add_runtime_options(parser)
+    if "-h" in arguments or "--help" in arguments:
+        print(parser.format_help().rstrip())
+        return None
+    return parse(parser, arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "export": export,
+    "import": import_,
+    "list": list_,
+    "verify": verify,
+}

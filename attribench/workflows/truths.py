@@ -1,0 +1,106 @@
+"""Ground truth passed on as a file, and checked by retraining some of its models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from attribench.computing.device import resolve_device
+from attribench.computing.progress import Progress
+from attribench.configuration.resolution import Config, resolve
+from attribench.errors import BundleError, UsageError
+from attribench.settings import QUERY_SETS, Runtime
+from attribench.store.json_values import json_value
+from attribench.truth.bundle import Bundle
+from attribench.truth.bundle_files import Header
+from attribench.truth.exporting import export_bundle
+from attribench.truth.ground_truth import band_means
+from attribench.workflows.scoring import hardware, versions
+from attribench.workflows.setting import open_experiment, recorded_data
+
+
+def export(config: Config, runtime: Runtime, out: Path, name: str | None, progress: Progress) -> Header:
+    """Make what is missing of a ground truth, and write it as one file.
+
+    The data set's images go along where its licence allows it; elsewhere its user brings the same ones.
+
+    Raises:
+        UsageError: the name cannot be a file's.
+    """
+    name = name or out.stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*", name):
+        raise UsageError(f"--name {name!r}: letters, digits and ._=,+- are allowed.")
+    experiment = open_experiment(config, runtime, progress)
+    experiment.prepare()
+    licence = config.data_class.licence
+    identity = {
+        "name": name,
+        "data": recorded_data(config),
+        "preset": config.preset,
+        "overrides": json_value(config.overrides_without("counterfactual")),
+        "data_licence": licence or "not passed on; bring your own",
+    }
+    made = {"by": "attribench ground-truth export", "versions": versions()}
+    made["hardware"] = hardware(resolve_device(runtime.accelerator))
+    return export_bundle(experiment, out, identity, made, with_images=licence is not None)
+
+
+def config_of(bundle: Bundle, dataset: str, methods: list[str], options: dict[str, dict[str, object]]) -> Config:
+    """The configuration that a bundle was made with, and methods for it.
+
+    Args:
+        dataset: as the caller names it; it may be a path or an import path.
+        options: what the caller gives besides, by section.
+
+    Raises:
+        UsageError: the caller's options would make it another setting.
+        BundleError: this attribench's preset is not the one it was made with.
+    """
+    from attribench.truth.catalog import differences
+
+    header = bundle.header
+    given: dict[str, dict[str, object]] = {}
+    for dotted, value in header.overrides.items():
+        section, _, option = dotted.partition(".")
+        given.setdefault(section, {})[option] = value
+    for option, value in header.data.items():
+        given.setdefault("data", {}).setdefault(option, value)
+    base = resolve(dataset, header.preset, methods, given)
+    if found := differences(bundle, base.settings):
+        raise BundleError(f"{bundle.path} was made with other settings than preset {header.preset} has: {found[0]}.")
+    for section, values in options.items():
+        given[section] = {**given.get(section, {}), **values}
+    config = resolve(dataset, header.preset, methods, given)
+    if found := differences(bundle, config.settings):
+        raise UsageError(f"{found[0]}: with --ground-truth nothing is retrained, so its settings stay.")
+    return config
+
+
+def retrain(bundle: Bundle, runtime: Runtime, count: int, progress: Progress) -> Iterator[str]:
+    """Train some of a bundle's subset models anew, and say how far their losses are from the stored ones.
+
+    Raises:
+        UsageError: it does not have so many models.
+    """
+    from dataclasses import replace
+
+    config = config_of(bundle, bundle.header.dataset, [], {})
+    experiment = open_experiment(replace(config, ground_truth=""), runtime, progress)
+    bundle.check(experiment.train, experiment.validation)
+    chosen = [(subset, 0) for subset in range(len(bundle.masks))][:count]
+    if count > len(chosen):
+        raise UsageError(f"--retrain {count}: there are {len(chosen)} subsets.")
+    timesteps = experiment.settings.ground_truth.timesteps
+    models = [experiment.retrainings[subset][seed] for subset, seed in chosen]
+    with progress.task(f"{bundle.header.name}: {count} models anew", sum(job.cost for job in models)) as task:
+        experiment.train_only(models, task)
+    for name in QUERY_SETS:
+        images = experiment.validation if name == "validation" else bundle.queries(name)
+        stored = bundle.ground_truth(name).by_band
+        for subset, seed in chosen:
+            losses = experiment.losses_of(images, subset, seed)
+            found, expected = band_means(losses, timesteps), stored[subset, seed]
+            far = ((found - expected).abs() / expected).max().item()
+            same = "bit for bit the stored ones" if far == 0 else f"within {far:.2g} of the stored ones, relatively"
+            yield f"subset {subset}, seed {seed}, {name}: losses {same}"
