@@ -103,7 +103,3 @@ def _overview() -> str:
         "Start with: attribench run --method nda --dataset digits",
     ]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

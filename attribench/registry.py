@@ -223,8 +223,3 @@ def list_methods() -> list[str]:
 def load_datamodule(name: str) -> type[AttributionDataModule]:
     """The data module class called ``name`` (or at that import path)."""
     return DATAMODULES.load(name)
-
-
-def list_datamodules() -> list[str]:
-    """The names of all known data sets, sorted."""
-    return DATAMODULES.names()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attribench.errors import UsageError
@@ -207,12 +207,16 @@ class Settings:
         Raises:
             UsageError: an unknown section or option, or a value that is refused.
         """
-        sections = {item.name: item.type for item in fields(cls)}
-        kinds = {kind.__name__: kind for kind in (
-            ModelSettings, TrainingSettings, GenerationSettings, GroundTruthSettings, CounterfactualSettings
-        )}  # fmt: skip
+        kinds: dict[str, type[Any]] = {
+            "model": ModelSettings,
+            "training": TrainingSettings,
+            "generation": GenerationSettings,
+            "ground_truth": GroundTruthSettings,
+            "counterfactual": CounterfactualSettings,
+        }
         try:
-            return cls(**{name: kinds[str(sections[name])](**options) for name, options in values.items()})
+            sections: dict[str, Any] = {name: kinds[name](**options) for name, options in values.items()}
+            return cls(**sections)
         except (KeyError, TypeError) as error:
             raise UsageError(f"These are no settings that this attribench knows: {error}.") from error
 

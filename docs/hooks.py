@@ -12,6 +12,7 @@ from mkdocs.exceptions import PluginError
 
 from attribench import cli
 from attribench.commands.parsing import print_options
+from attribench.commands.truths import VERBS
 from attribench.registry import METHODS
 
 # Sphinx's roles in docstrings, as they look after Markdown: the last part of the name is what a reader wants to see.
@@ -34,7 +35,8 @@ def commands() -> str:
     """``attribench --help`` and ``attribench COMMAND --help`` of every command, folded."""
     parts = [f"```text\n{_printed(cli.main, ['--help'])}\n```"]
     for command in cli.COMMANDS:
-        text = _printed(cli.main, [command.name, "--help"])
+        verbs = [[], *([verb] for verb in VERBS if command.name == "ground-truth")]
+        text = "\n\n".join(_printed(cli.main, [command.name, *verb, "--help"]) for verb in verbs)
         body = "\n".join(f"    {line}".rstrip() for line in ["```text", *text.splitlines(), "```"])
         parts.append(
             f'## {command.name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n\n??? note "Options"\n\n{body}'

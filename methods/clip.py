@@ -6,6 +6,7 @@ from torch import Tensor
 
 from attribench.computing.similarity import Kind, check_kind
 from attribench.computing.similarity import similarity as compare
+from attribench.data.copies import Copies
 from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
@@ -54,11 +55,13 @@ class CLIP(AttributionMethod):
 
     def prepare(self, context: AttributionContext) -> None:
         """Embed the train images, or take their embeddings from the store."""
-        self._train = self._embedder.embed_stored(
-            context.train_images, context.device, context.store, context.progress
-        ).to(context.device)
+        self._copies = Copies.of(context.train_images)  # equal images are embedded once, so that they score alike
+        distinct = self._copies.distinct(context.train_images)
+        embeddings = self._embedder.embed_stored(distinct, context.device, context.store, context.progress)
+        self._train = embeddings.to(context.device)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``."""
         device = self.context.device
-        return compare(self._embedder.embed(queries.images, device).to(device), self._train, self._similarity)
+        embeddings = self._embedder.embed(queries.images, device).to(device)
+        return compare(embeddings, self._train, self._similarity)[:, self._copies.which.to(device)]

@@ -8,7 +8,8 @@ from torch import Tensor
 from attribench.computing.similarity import Kind, check_kind
 from attribench.computing.similarity import similarity as compare
 from attribench.data import to_unit_range
-from attribench.method import Access, AttributionMethod, Queries
+from attribench.data.copies import Copies
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
 
 #: Images that are floating point at a time; they are stored as uint8.
@@ -31,17 +32,21 @@ class Pixel(AttributionMethod):
     def __init__(self, similarity: Kind = "cosine") -> None:
         self._similarity = check_kind(similarity)
 
+    def prepare(self, context: AttributionContext) -> None:
+        """Find train images that are equal: their last bits must not depend on where in a product they stand."""
+        self._copies = Copies.of(context.train_images)
+
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, in the range that the class gives."""
-        context = self.context
-        scores = torch.empty(len(queries), len(context.train))
+        train = self._copies.distinct(self.context.train_images)
+        scores = torch.empty(len(queries), len(train))
         chunk = max(1, _CHUNK_BYTES // (4 * max(1, queries.images[0].numel())))
-        for start in range(0, len(context.train), chunk):
-            columns = self._flat(context.train_images[start : start + chunk])
+        for start in range(0, len(train), chunk):
+            columns = self._flat(train[start : start + chunk])
             for first in range(0, len(queries), chunk):
                 rows = self._flat(queries.images[first : first + chunk])
                 scores[first : first + chunk, start : start + chunk] = compare(rows, columns, self._similarity).cpu()
-        return scores
+        return scores[:, self._copies.which]
 
     def _flat(self, images: Tensor) -> Tensor:
         return to_unit_range(images.to(self.context.device)).flatten(1)

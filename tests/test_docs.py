@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from attribench import cli
+from attribench.commands.truths import VERBS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -25,10 +26,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @functools.cache
-def help_of(command: str) -> str:
+def help_of(*command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        assert cli.main([command, "--help"]) == 0
+        assert cli.main([*command, "--help"]) == 0
     return output.getvalue()
 
 
@@ -51,7 +52,8 @@ def test_commands_and_options_exist(page: str) -> None:
         assert words[0] in {command.name for command in cli.COMMANDS}, line
         for option in re.findall(r"--[\w-]+(?:\.\w+)?", " ".join(words[1:])):
             own = option.startswith(("--method.", "--data."))  # of a plug-in: they depend on which
-            assert own or re.search(rf"{option}\b", help_of(words[0])), line
+            verb = words[1:2] if words[0] == "ground-truth" and words[1] in VERBS else []
+            assert own or re.search(rf"{option}\b", help_of(words[0], *verb)), line
 
 
 def test_every_page_can_be_reached() -> None:

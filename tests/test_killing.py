@@ -74,7 +74,7 @@ MOMENTS = [
     ("attribench.store.artifacts:Staging.save_bytes", 5, True),
     ("attribench.store.artifacts:ArtifactStore._write_manifest", 2, True),  # payload complete, no manifest
     ("attribench.store.artifacts:ArtifactStore._write_manifest", 3, False),  # all written, not renamed
-    ("attribench.store.artifacts._sync_folder", 4, True),
+    ("attribench.store.artifacts.sync_folder", 4, True),
     ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),  # inside the target model's training
     ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),

@@ -73,7 +73,7 @@ def status(arguments: list[str]) -> int:
 
     from attribench.commands.status_lines import status_lines
     from attribench.computing.progress import silent_progress
-    from attribench.workflows.setting import open_experiment
+    from attribench.workflows.opening import open_experiment
 
     for line in status_lines(open_experiment(config, runtime_of(options), silent_progress)):
         print(line)

@@ -28,7 +28,7 @@ def ground_truth(arguments: list[str]) -> int:
 
     from attribench.computing.progress import terminal_progress
     from attribench.settings import QUERY_SETS
-    from attribench.workflows.setting import open_experiment
+    from attribench.workflows.opening import open_experiment
 
     experiment = open_experiment(config, runtime_of(options), terminal_progress())
     experiment.prepare()

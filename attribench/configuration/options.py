@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from attribench.errors import UsageError, nearest
@@ -47,11 +48,16 @@ def typed(cls: type[Any], section: str, values: Mapping[str, Any]) -> dict[str, 
 
 def _text_options(cls: type[Any]) -> set[str]:
     """The options of ``cls`` that are text and nothing else: ``str``, paths, and either of them or None."""
+    return {name for name in option_names(cls) if _is_text(_hint(cls, name))}
+
+
+def _hint(cls: type[Any], name: str) -> Any:
+    """The type of one option, each by itself: another's may be imported for type checkers alone."""
+    one = SimpleNamespace(__annotations__={name: cls.__init__.__annotations__.get(name)})
     try:
-        hints = get_type_hints(cls.__init__)
-    except NameError:  # a type that is imported for type checkers alone
-        return set()
-    return {name for name in option_names(cls) if _is_text(hints.get(name))}
+        return get_type_hints(one, sys.modules[cls.__init__.__module__].__dict__)[name]
+    except (NameError, AttributeError, TypeError, KeyError):
+        return None
 
 
 def _is_text(hint: Any) -> bool:

@@ -159,7 +159,10 @@ def _decode(
         for begin in range(0, len(paths), CHUNK):
             part = paths[begin : begin + CHUNK]
             target = work / f"{begin}.npz"
-            if not target.is_file():
+            if target.exists() and not _intact(target, names[begin : begin + CHUNK]):
+                progress.message(f"Damaged: {target}; these images are decoded again.")
+                target.unlink()
+            if not target.exists():
                 results = attempt_each(part, read)
                 good = [result for result in results if not isinstance(result, DataError)]
                 pixels = np.stack(good) if good else np.zeros((0, 1, 1, 1), np.uint8)
@@ -168,6 +171,16 @@ def _decode(
                 np.savez(buffer, pixels=pixels, names=np.array(names[begin : begin + CHUNK]), reasons=np.array(reasons))
                 atomic_write(target, buffer.getvalue())
             task.advance(len(part))
+
+
+def _intact(chunk: Path, names: Sequence[str]) -> bool:
+    """Whether a chunk of an earlier call can be read, checksums and all, and is of these files."""
+    try:
+        with np.load(chunk, allow_pickle=False) as content:
+            held = {key: content[key] for key in ("pixels", "names", "reasons")}
+    except Exception:  # numpy, zipfile and zlib each raise their own
+        return False
+    return bool(held["names"].tolist() == list(names))
 
 
 def _assemble(staging: Staging, work: Path, count: int, channels: Channels) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from attribench.metrics.ceiling import NoiseCeiling as NoiseCeiling
@@ -28,32 +29,28 @@ if TYPE_CHECKING:
     from attribench.metrics.resampling import standard_error as standard_error
 
 # Resolved on first use, so that the functions do not wait for torchmetrics.
-_EXPORTS = {
-    "NoiseCeiling": "attribench.metrics.ceiling",
-    "PairedComparison": "attribench.metrics.comparison",
-    "compare_lds": "attribench.metrics.comparison",
-    "compare_values": "attribench.metrics.comparison",
-    "distinguishable": "attribench.metrics.comparison",
-    "holm": "attribench.metrics.comparison",
-    "noise_ceiling": "attribench.metrics.ceiling",
-    "pixel_distance": "attribench.metrics.counterfactual",
-    "tied_with_best": "attribench.metrics.comparison",
-    "Interval": "attribench.metrics.resampling",
-    "LinearDatamodelingScore": "attribench.metrics.lds_metric",
-    "average_ranks": "attribench.metrics.lds",
-    "lds_interval": "attribench.metrics.resampling",
-    "linear_datamodeling_score": "attribench.metrics.lds",
-    "predict_outputs": "attribench.metrics.lds",
-    "published_bootstrap": "attribench.metrics.resampling",
-    "score_predictions": "attribench.metrics.lds",
-    "spearman": "attribench.metrics.lds",
-    "standard_error": "attribench.metrics.resampling",
-    "undefined_queries": "attribench.metrics.lds",
-}
-__all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'attribench.metrics' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ceiling": ["NoiseCeiling", "noise_ceiling"],
+        "comparison": [
+            "PairedComparison",
+            "compare_lds",
+            "compare_values",
+            "distinguishable",
+            "holm",
+            "tied_with_best",
+        ],
+        "counterfactual": ["pixel_distance"],
+        "lds": [
+            "average_ranks",
+            "linear_datamodeling_score",
+            "predict_outputs",
+            "score_predictions",
+            "spearman",
+            "undefined_queries",
+        ],
+        "lds_metric": ["LinearDatamodelingScore"],
+        "resampling": ["Interval", "lds_interval", "published_bootstrap", "standard_error"],
+    },
+)

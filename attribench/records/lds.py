@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attribench.computing.progress import Progress, silent_progress
-from attribench.records.files import Frozen, MethodRecord, load_attachment, load_file, safe, save_file, shortened
+from attribench.records.files import Frozen, MethodRecord, load_file, safe, save_file, shortened
 from attribench.store.json_values import json_value
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["load_attachment", "load_record", "load_records", "save_record"]
 
 
 class IntervalRecord(Frozen):

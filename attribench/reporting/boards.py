@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from attribench.metrics.comparison import PairedComparison, compare_lds, tied_with_best
-from attribench.records.lds import CeilingRecord, Record, load_attachment
+from attribench.records.files import load_attachment
+from attribench.records.lds import CeilingRecord, Record
 from attribench.settings import QUERY_SETS
 
 

@@ -1,1 +1,1 @@
-"""What is kept: the content-addressed store, and what several methods share in it."""
+"""What is kept: the content-addressed store, what several methods share in it, and which code makes what anew."""

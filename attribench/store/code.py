@@ -119,6 +119,7 @@ def _with_imported(files: Iterable[Path]) -> list[Path]:
         folder, unit = _unit(file)
         found.update(unit)
         waiting += [other for part in unit for name in _imported(part) for other in _locate(name, folder)]
+        waiting += [other for part in unit for other in _imported_relatively(part)]
     return sorted(found)
 
 
@@ -143,7 +144,7 @@ def _methods() -> Path:
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Absolute names of what may be modules; relative imports stay within a package, which is hashed as a whole."""
+    """Absolute names of what may be modules."""
     with suppress(SyntaxError, ValueError):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Import):
@@ -153,15 +154,28 @@ def _imported(file: Path) -> Iterator[str]:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def _imported_relatively(file: Path) -> Iterator[Path]:
+    """Files that a module may import by their place beside it."""
+    with suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = [file, *file.parents][node.level].joinpath(*(node.module or "").split("."))
+                for path in (base, *(base / alias.name for alias in node.names)):
+                    yield from (other for other in (path.with_suffix(".py"), path / "__init__.py") if other.is_file())
+
+
 def _locate(name: str, folder: Path) -> list[Path]:
     top, _, rest = name.partition(".")
-    if top == "attribench" and rest:
-        with suppress(ImportError, AttributeError, ValueError):
+    if top in sys.stdlib_module_names or top == "torch" or (top == "attribench" and not rest):
+        return []
+    beside = [path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()]
+    with suppress(ImportError, AttributeError, ValueError):
+        spec = find_spec(top)
+        places = [*(spec.submodule_search_locations or []), spec.origin or ""] if spec else []
+        if not any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places):
             spec = find_spec(name)
-            return [Path(spec.origin)] if spec is not None and spec.origin else []
-    elif not {"site-packages", "dist-packages"} & set(folder.parts):
-        return [path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()]
-    return []
+            return [*beside, *([Path(spec.origin)] if spec and spec.origin else [])]
+    return [] if {"site-packages", "dist-packages"} & set(folder.parts) else beside
 
 
 def _text(cls: type[Any]) -> str:

@@ -11,12 +11,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attribench.errors import ArtifactError
-
-if TYPE_CHECKING:
-    pass
 
 
 def canonical(spec: object) -> str:

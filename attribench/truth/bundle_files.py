@@ -17,7 +17,7 @@ from attribench.errors import BundleError
 from attribench.store.files import atomic_write, canonical, digest_text
 
 #: Raise it when an older attribench would misread what is written.
-FORMAT = 1
+FORMAT: Literal[1] = 1
 HEADER = "bundle.json"
 
 _HEADER_LIMIT = 64 * 2**20

@@ -34,7 +34,7 @@ def read_dattri(folder: Path, *, num_train: int | None = None) -> ImportedTruth:
     """
     values_file, indices_file = folder / "target_values_lds.pt", folder / "indices_lds.pt"
     values, indices = _read_matrix(values_file), _read_matrix(indices_file)
-    if not values.is_floating_point() or not values.float().isfinite().all():
+    if not values.is_floating_point() or not values.isfinite().all():
         raise DataError(f"{values_file} does not hold finite target values, (num_subsets, num_queries).")
     if indices.dtype not in (torch.int32, torch.int64) or indices.min() < 0:
         raise DataError(f"{indices_file} does not hold indices, which are integers from 0, (num_subsets, subset_size).")
@@ -58,13 +58,17 @@ def read_dattri(folder: Path, *, num_train: int | None = None) -> ImportedTruth:
     return ImportedTruth(
         masks=masks,
         train_indices=np.arange(num_train),
-        losses={"validation": -values.float().numpy().reshape(num_subsets, 1, 1, 1, num_queries)},
+        losses={"validation": -_kept(values).numpy().reshape(num_subsets, 1, 1, 1, num_queries)},
         query_indices={"validation": np.arange(num_queries)},
         subsets=tuple(range(num_subsets)),
         seeds=(0,),
         draws=(0,),
         bands=(range(0),),
     )
+
+
+def _kept(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _read_matrix(file: Path) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,8 @@ def band_means(losses: Tensor, timesteps: Sequence[int]) -> Tensor:
     Returns:
         float32 ``(num_draws, num_bands, num_queries)``, averaged in float64.
     """
-    of = torch.tensor([timestep // BAND_WIDTH for timestep in timesteps])
-    return torch.stack([losses[:, of == k].double().mean(dim=1) for k in of.unique()], dim=1).float()
+    of = np.array(timesteps) // BAND_WIDTH
+    return torch.stack([losses[:, of == k].double().mean(dim=1) for k in np.unique(of)], dim=1).float()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ class ImportedTruth:
     Attributes:
         masks: ``(num_subsets, num_train)``, true where the subset holds the image.
         train_indices: ``(num_train,)``, the position of each train image in the publication's data set.
-        losses: by query set (``"validation"``, ``"generation"``), float32
+        losses: by query set (``"validation"``, ``"generation"``), float32 or float64
             ``(num_subsets, num_seeds, num_draws, num_bands, num_queries)``: the mean over the timesteps of the band.
         query_indices: by query set, ``(num_queries,)``, the position of each query in the publication's query images.
         subsets, seeds, draws: the publication's own numbers of the first three axes of ``losses``.
@@ -27,7 +28,7 @@ class ImportedTruth:
 
     masks: npt.NDArray[np.bool_]
     train_indices: npt.NDArray[np.int64]
-    losses: Mapping[str, npt.NDArray[np.float32]]
+    losses: Mapping[str, npt.NDArray[np.floating[Any]]]
     query_indices: Mapping[str, npt.NDArray[np.int64]]
     subsets: tuple[int, ...]
     seeds: tuple[int, ...]

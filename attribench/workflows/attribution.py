@@ -20,12 +20,12 @@ from attribench.data.folders import Folder, read_folder, same_channels
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import UsageError
 from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
-from attribench.records.answers import Attributed, Explained, Explanation, Ranking
+from attribench.records.answers import Attributed, Explanation, Ranking
 from attribench.records.lds import row_name
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.workflows.checks import instances
-from attribench.workflows.explanation import explained, knows_where
+from attribench.workflows.explanation import explained, knows_where, with_evidence
 from attribench.workflows.scoring import Scoring, access_of, require
 
 #: Root of the noise; the seed of the benchmark's target model.
@@ -159,7 +159,7 @@ def _explanations(
 
             artifact = store.get_or_create("evidence", spec, build)
             evidence = _load(artifact.load_tensors("maps"), artifact.load_json("matches"))
-            found.append(_explanation(query, indices.tolist(), values, evidence, context.train))
+            found.append(with_evidence(query, indices.tolist(), values, evidence, context.train))
             task.advance()
     return found
 
@@ -185,13 +185,3 @@ def _load(maps: dict[str, Tensor], matches: list[list[dict[str, Any]]]) -> list[
         SpatialEvidence(query_map, train_map, tuple(match(values) for values in pairs))
         for query_map, train_map, pairs in zip(maps["query"], maps["train"], matches, strict=True)
     ]
-
-
-def _explanation(
-    query: Queries, indices: list[int], values: list[float], evidence: list[SpatialEvidence], train: ImageSet
-) -> Explanation:
-    images = [
-        Explained(rank, index, train.ids[index], train.images[index], value, shown)
-        for rank, (index, value, shown) in enumerate(zip(indices, values, evidence, strict=True), start=1)
-    ]
-    return Explanation(query.ids[0], query.images[0], images)

@@ -17,8 +17,8 @@ from attribench.settings import QUERY_SETS, Runtime
 from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.evaluation import Evaluation
+from attribench.workflows.opening import lds_description, method_description, open_experiment, setting_hash
 from attribench.workflows.scoring import scorings
-from attribench.workflows.setting import lds_description, method_description, open_experiment, setting_hash
 
 
 @dataclass(frozen=True)

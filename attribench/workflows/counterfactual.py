@@ -29,8 +29,8 @@ from attribench.truth.experiment import Experiment
 from attribench.truth.generation import GenerateJob
 from attribench.truth.jobs import save_images
 from attribench.workflows.checks import instances, without_refused
+from attribench.workflows.opening import method_description, open_experiment, setting_description
 from attribench.workflows.scoring import Scoring, hardware, scorings, versions
-from attribench.workflows.setting import method_description, open_experiment, setting_description
 
 #: ``random_state`` of the published choice of queries.
 _QUERY_SEED = 42

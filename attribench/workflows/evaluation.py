@@ -11,7 +11,7 @@ from attribench.data import ImageSet
 from attribench.method import Queries
 from attribench.metrics.ceiling import noise_ceiling
 from attribench.metrics.comparison import ranks_over_subsets
-from attribench.metrics.lds import linear_datamodeling_score, predict_outputs, undefined_queries
+from attribench.metrics.lds import predict_outputs, score_predictions, undefined_correlations
 from attribench.metrics.resampling import Interval, lds_interval, published_bootstrap, standard_error
 from attribench.records.gallery import Gallery
 from attribench.records.lds import CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
@@ -62,9 +62,8 @@ class Evaluation:
 
     def evaluate(self, scores: Tensor) -> QuerySetResult:
         """The LDS of the whole query set's scores, with its intervals where there are several queries."""
-        scores, truth = scores[self.index], self.truth
-        per_query = linear_datamodeling_score(scores, truth.masks, truth.outputs)
-        predictions = predict_outputs(scores, truth.masks)
+        truth, predictions = self.truth, predict_outputs(scores[self.index], self.truth.masks)
+        per_query = score_predictions(predictions, truth.outputs)
         mean, std = published_bootstrap(predictions, truth.outputs)
         several = len(self.queries) > 1
         return QuerySetResult(
@@ -72,7 +71,7 @@ class Evaluation:
             interval=_interval(lds_interval(predictions, truth.outputs)) if several else None,
             published_bootstrap=PublishedBootstrap(mean=mean, std=std, num_resamples=64),
             standard_error=standard_error(per_query) if several else None,
-            undefined_queries=int(undefined_queries(scores, truth.masks, truth.outputs).sum()),
+            undefined_queries=int(undefined_correlations(predictions, truth.outputs).sum()),
             per_query=per_query.tolist(),
             query_ids=list(self.queries.ids),
             queries_hash=ImageSet(self.queries.images, self.queries.ids).content_hash,

@@ -9,14 +9,14 @@ from attribench.computing.progress import Progress
 from attribench.configuration.resolution import Config
 from attribench.data import ImageSet
 from attribench.errors import UsageError, nearest
-from attribench.method import AttributionMethod, Queries, score, start
+from attribench.method import AttributionMethod, Queries, SpatialEvidence, score, start
 from attribench.records.answers import Explained, Explanation
 from attribench.records.files import safe
 from attribench.records.lds import row_name
 from attribench.settings import QUERY_SETS, Runtime
 from attribench.workflows.checks import instances, require_early
+from attribench.workflows.opening import open_experiment
 from attribench.workflows.scoring import make_context, require
-from attribench.workflows.setting import open_experiment
 
 
 def explain(method: AttributionMethod, query: Queries, top: int) -> Explanation:
@@ -35,10 +35,20 @@ def explained(
     method: AttributionMethod, query: Queries, indices: Sequence[int], scores: Sequence[float], train: ImageSet
 ) -> Explanation:
     """The same for train images whose scores are known, the first one ranked 1."""
-    found = method.explain(query, indices)
+    return with_evidence(query, indices, scores, method.explain(query, indices), train)
+
+
+def with_evidence(
+    query: Queries,
+    indices: Sequence[int],
+    scores: Sequence[float],
+    evidence: Sequence[SpatialEvidence],
+    train: ImageSet,
+) -> Explanation:
+    """The same where the evidence is at hand."""
     images = [
-        Explained(rank, index, train.ids[index], train.images[index], value, evidence)
-        for rank, (index, value, evidence) in enumerate(zip(indices, scores, found, strict=True), start=1)
+        Explained(rank, index, train.ids[index], train.images[index], value, shown)
+        for rank, (index, value, shown) in enumerate(zip(indices, scores, evidence, strict=True), start=1)
     ]
     return Explanation(query.ids[0], query.images[0], images)
 

@@ -137,7 +137,7 @@ class Scoring:
                         found[key] = self._score(piece)
                         task.advance(len(piece))
         artifacts = {key: artifact for key, artifact in found.items() if artifact is not None}
-        self._add_up(prepared, list(artifacts.values()), sum(len(piece) for piece in pieces.values()))
+        self._add_up(prepared, [(artifacts[key], len(piece)) for key, piece in pieces.items()])
         return {
             name: torch.cat([artifacts[key].load_tensors("scores")["scores"] for key in pieces if key[0] == name])
             for name in query_sets
@@ -157,14 +157,10 @@ class Scoring:
             with self._measure() as cost:
                 scores = score(self._method, piece)
             staging.save_tensors("scores", {"scores": scores})
-            costs.append(cost)
+            # Apart from the scores, whose checksum must not depend on the clock; and before them, so that none lack it.
+            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", cost))
 
-        costs: list[dict[str, Any]] = []
-        artifact = self._store.get_or_create("scores", self._piece_spec(piece), build)
-        if costs:
-            # Apart from the scores, whose checksum must not depend on the clock.
-            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", costs[0]))
-        return artifact
+        return self._store.get_or_create("scores", self._piece_spec(piece), build)
 
     @contextmanager
     def _measure(self) -> Iterator[dict[str, Any]]:
@@ -182,15 +178,17 @@ class Scoring:
     def _piece_spec(self, piece: Queries) -> Spec:
         return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
 
-    def _add_up(self, prepared: Artifact, artifacts: list[Artifact], num_queries: int) -> None:
+    def _add_up(self, prepared: Artifact, artifacts: list[tuple[Artifact, int]]) -> None:
         preparation = prepared.load_json("cost")
-        pieces = [self._store.find("scoring-costs", artifact.spec) for artifact in artifacts]
-        costs = [piece.load_json("cost") for piece in pieces if piece is not None]
+        found = [(self._store.find("scoring-costs", artifact.spec), count) for artifact, count in artifacts]
+        # A damaged one is set aside; the others speak for its queries.
+        costs = [piece.load_json("cost") for piece, _ in found if piece is not None]
+        num_queries = sum(count for piece, count in found if piece is not None)
         self.hardware, self.versions = preparation["hardware"], preparation["versions"]
         stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
         self.cost = CostRecord(
             prepare_seconds=preparation["seconds"],
-            seconds_per_query=sum(cost["seconds"] for cost in costs) / num_queries,
+            seconds_per_query=sum(cost["seconds"] for cost in costs) / max(1, num_queries),
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
             stored_bytes=sum(stored.values()),
             compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),

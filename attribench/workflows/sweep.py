@@ -17,8 +17,8 @@ from attribench.settings import QUERY_SETS, Runtime
 from attribench.store.json_values import json_value
 from attribench.workflows.checks import instances, require_early
 from attribench.workflows.evaluation import Evaluation
+from attribench.workflows.opening import lds_description, method_description, open_experiment
 from attribench.workflows.scoring import Scoring, make_context, require
-from attribench.workflows.setting import lds_description, method_description, open_experiment
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from attribench.truth.bundle import Bundle
 from attribench.truth.bundle_files import Header
 from attribench.truth.exporting import export_bundle
 from attribench.truth.ground_truth import band_means
+from attribench.workflows.opening import open_experiment, recorded_data
 from attribench.workflows.scoring import hardware, versions
-from attribench.workflows.setting import open_experiment, recorded_data
 
 
 def export(config: Config, runtime: Runtime, out: Path, name: str | None, progress: Progress) -> Header:

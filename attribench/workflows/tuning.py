@@ -26,8 +26,8 @@ from attribench.store.json_values import json_value
 from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import check_grid, instances, require_early
 from attribench.workflows.evaluation import Evaluation
-from attribench.workflows.scoring import Scoring, make_context
-from attribench.workflows.setting import open_experiment, setting_hash
+from attribench.workflows.opening import open_experiment, setting_hash
+from attribench.workflows.scoring import Scoring, make_context, require
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class _Evaluator:
         config = replace(self.config, options=values, changed=dict(options))
         method = config.cls(**values)
         context = make_context(self.experiment, method, config)
-        reason = method.skip_reason(context)
-        if reason is not None:
-            raise UsageError(f"{self.config.name} cannot run here: {reason}")
+        require(method, self.config.name, context)
         scoring, queries, truth = (
             Scoring.of(self.experiment, method, config, context),
             self.data.queries,

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
+from attribench.data.copies import Copies
 from attribench.errors import DataError, UsageError
-from attribench.methods.nda.copies import Copies
 from attribench.methods.nda.patches import Geometry, check_images, check_query
 from attribench.methods.nda.position_sums import PositionSums
 

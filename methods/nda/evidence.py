@@ -107,7 +107,7 @@ def comparisons(task: PatchTask, image: Tensor, memory_limit: int) -> Iterator[C
     for rows, columns in geometry.blocks():
         area = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         partners = grid[area].flatten()
-        for positions in torch.split(partners, block_size(len(partners), memory_limit)):
+        for positions in torch.split(partners, block_size(len(partners), own[0, 0].numel(), memory_limit)):
             patches = own[positions // geometry.grid[1], positions % geometry.grid[1]].flatten(1)
             logits = _products(patches, theirs[area], memory_limit).sub_(energy[area].flatten())
             yield Candidates(positions, partners.expand(len(positions), -1), logits[None])
@@ -116,9 +116,14 @@ def comparisons(task: PatchTask, image: Tensor, memory_limit: int) -> Iterator[C
     yield Candidates(singles, singles[:, None], (products - energy).flatten()[None, singles, None])
 
 
-def block_size(num_candidates: int, memory_limit: int) -> int:
-    """How many positions of the query to compare at a time: half the memory is for their logits."""
-    return max(1, memory_limit // (2 * 8 * num_candidates))
+def block_size(num_candidates: int, patch_numbers: int, memory_limit: int) -> int:
+    """How many positions of the query to compare at a time: three quarters of the memory are for logits and patches.
+
+    Args:
+        num_candidates: logits of a position.
+        patch_numbers: numbers of a patch.
+    """
+    return max(1, memory_limit // (8 * (2 * num_candidates + 4 * patch_numbers)))
 
 
 def _products(patches: Tensor, windows: Tensor, memory_limit: int) -> Tensor:

@@ -78,7 +78,7 @@ def test_every_command_says_so_in_one_line_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [str(written_results(tmp_path)) if argument == "RESULTS" else argument for argument in command]
-    monkeypatch.setattr("attribench.workflows.setting.Experiment", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("attribench.workflows.opening.Experiment", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("attribench.workflows.attribution.attribute", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("attribench.reporting.figures.style.save", lambda *_: pytest.fail("work was begun"))
     target = tmp_path / "target"
@@ -101,7 +101,7 @@ def test_a_report_needs_a_file_to_write(tmp_path: Path, capsys: pytest.CaptureFi
 
 def written_results(folder: Path) -> Path:
     """A record of a run, as it is kept with the source."""
-    source = next(iter(sorted(Path(__file__).parents[1].glob("results/records/digits/*/random.json"))))
+    source = next(iter(sorted(Path(__file__).parents[2].glob("results/records/digits/*/random.json"))))
     target = folder / "results" / "records" / "digits" / source.parent.name
     shutil.copytree(source.parent, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("[!r]*"))
     return folder / "results"

@@ -63,6 +63,13 @@ class Texts:
     ) -> None: ...
 
 
+class PartlyTyped:
+    """Its ``device`` has a type that only type checkers know."""
+
+    def __init__(self, root: str | None = None, device: Unknown | None = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+        self.root, self.device = root, device
+
+
 @pytest.mark.parametrize(
     "text",
     ["Trip: Rome", "[x]", "{x}", "null", "none", "~", "# z", "1e3", "0x10", "yes", "2026-01-01", "- x", "'x'", "a: [", "%x",
@@ -73,6 +80,10 @@ def test_text_stays_as_it_was_given(option: str, text: str) -> None:
     value = typed(Texts, "data", {"name": "a", option: text})[option]
     assert value == (Path(text) if isinstance(value, Path) else text)
     assert isinstance(value, Path) or option != "file"
+
+
+def test_another_option_of_unknown_type_changes_nothing() -> None:
+    assert typed(PartlyTyped, "data", {"root": "# z"})["root"] == "# z"
 
 
 def test_in_yaml_null_is_nothing_and_a_quoted_null_is_text(tmp_path: Path) -> None:

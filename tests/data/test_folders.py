@@ -155,3 +155,32 @@ def test_files_are_found_by_content_and_odd_ones_are_named(tmp_path: Path, store
         r"'\udcff.heic'": "a format attribench does not read; convert it to PNG or JPEG",
     }
     assert found.others == (r"'\udcff.txt'",)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "others"])
+def test_damaged_unfinished_work_is_decoded_again(
+    tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        noise((9, 9), seed=number).save(folder / f"{number}.png")
+    whole = read_folder(folder, 8, ArtifactStore(tmp_path / "undisturbed")).images
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_assemble", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read_folder(folder, 8, store)
+    (chunk,) = store.root.rglob("0.npz")
+    content = bytearray(chunk.read_bytes())
+    if damage == "bit":
+        content[len(content) // 3] ^= 1
+    chunk.write_bytes({"empty": b"", "cut": content[: len(content) // 2]}.get(damage, bytes(content)))
+    if damage == "others":
+        np.savez(chunk, pixels=np.zeros((1, 3, 8, 8), np.uint8), names=np.array(["x.png"]), reasons=np.array([""]))
+    found = read_folder(folder, 8, store).images
+    assert found.ids == whole.ids
+    assert torch.equal(found.images, whole.images)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribench import data
-from attribench.data import AttributionDataModule, ImageSet, to_unit_range
+from attribench.data import AttributionDataModule, ImageSet, image_sets, to_unit_range
 from attribench.errors import DataError
 
 
@@ -53,7 +52,7 @@ def reference_hash(images: ImageSet) -> str:
 def test_hashing_in_slices_gives_the_same_hash(
     slice_size: int, labels: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "_HASHED_BYTES", slice_size)
+    monkeypatch.setattr(image_sets, "_HASHED_BYTES", slice_size)
     plain = torch.randint(0, 256, (5, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for pixels in (plain, plain.expand(-1, 3, -1, -1), plain.flip(3), plain.transpose(2, 3)):
         made = ImageSet(pixels, tuple("abcde"), labels)

@@ -30,7 +30,9 @@ def test_every_parameter_is_an_option_with_help(name: str) -> None:
     with redirect_stdout(io.StringIO()) as printed:
         parser.print_help()
     shown = " ".join(printed.getvalue().split())
-    documented = inspect.getdoc(cls) or ""
+    documented = "\n".join(
+        inspect.getdoc(base) or "" for base in cls.__mro__ if base.__module__.startswith("attribench")
+    )
     for parameter in inspect.signature(cls).parameters:
         assert f"--data.{parameter} " in shown
         assert f"    {parameter}: " in documented

@@ -42,7 +42,7 @@ def test_brute_force(size: int, downsample: int, memory_limit: int) -> None:
     task = PatchTask(0.6 * train[0] + 0.8 * noise, 0.36, size, 6, downsample)
     logits = brute_force(task, train)
     log_total = logits.movedim(0, 1).flatten(1).mul(math.log(2)).logsumexp(1) / math.log(2)
-    normaliser = Normaliser(logits.amax((0, 2)).numpy(), log_total.numpy())
+    normaliser = Normaliser(logits.amax((0, 2)).ceil().numpy(), log_total.numpy())  # whole numbers
     for shown, image_logits in zip(evidence(task, train, normaliser, memory_limit), logits, strict=True):
         weights = (image_logits - log_total[:, None]).exp2()
         largest, partners = weights.topk(task.top_k)

@@ -56,3 +56,14 @@ def test_unknown_similarity_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 def test_conforms(kind: str) -> None:
     assert check_method(Pixel, similarity=kind) is None
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_equal_train_images_get_equal_scores_to_the_bit(tmp_path: Path, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = image.expand(41, -1, -1, -1)
+    queries = torch.randint(0, 256, (5, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    train = ImageSet(images, tuple(map(str, range(41))))
+    scores = pixel_scores(kind, train, Queries(queries, tuple("abcde")), tmp_path)
+    assert torch.equal(scores, scores[:, :1].expand(-1, 41))

@@ -6,7 +6,8 @@ import pytest
 from sample_results import write_results
 
 from attribench.errors import RecordError
-from attribench.records.lds import load_attachment, load_records, save_record
+from attribench.records.files import load_attachment
+from attribench.records.lds import load_records, save_record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.tables import leaderboards
 

@@ -89,10 +89,14 @@ def test_a_child_of_an_edited_parent_is_scored_anew(load: Load, tmp_path: Path) 
         ({"stale_parent.py": parent(helper="import stale_helper")}, "stale_helper.py"),
         ({"stale_parent.py": parent(helper="import stale_tools.deep")}, "stale_tools/deep.py"),
         ({"stale_plugin/__init__.py": "", "stale_plugin/parent.py": parent()}, "stale_plugin/other.py"),
+        # Folders without __init__.py.
+        ({"stale_loose/parent.py": parent(helper="import stale_loose.other")}, "stale_loose/other.py"),
+        ({"stale_loose/parent.py": parent(helper="from . import other")}, "stale_loose/other.py"),
+        ({"stale_loose/parent.py": parent(helper="from .other import VALUE")}, "stale_loose/other.py"),
     ],
 )
 def test_what_the_modules_import_from_beside_them_counts(load: Load, files: dict[str, str], edited: str) -> None:
-    if "/" in edited:
+    if "/" in edited and "loose" not in edited:
         files = {f"{edited.partition('/')[0]}/__init__.py": "", **files}
     module = next(name for name in files if name.endswith("parent.py")).removesuffix(".py").replace("/", ".")
     sources = {edited: "VALUE = 1", **files, "stale_child.py": CHILD.format(module=module)}

@@ -18,12 +18,13 @@ from attribench import Access, AttributionMethod, Queries
 from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.metrics import noise_ceiling
+from attribench.records.files import load_attachment
 from attribench.records.gallery import Gallery
-from attribench.records.lds import Record, load_attachment
+from attribench.records.lds import Record
 from attribench.settings import QUERY_SETS, Runtime, Settings
 from attribench.truth.experiment import Experiment
 from attribench.workflows.benchmark import run
-from attribench.workflows.setting import open_experiment
+from attribench.workflows.opening import open_experiment
 
 pytestmark = pytest.mark.slow
 

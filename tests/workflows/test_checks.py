@@ -18,7 +18,7 @@ from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import AttribenchError, UsageError
 from attribench.records.lds import load_records
-from attribench.reporting.collection import Collection
+from attribench.reporting.collection import Collection, Draughtsman
 from attribench.reporting.formats import FORMATS, render
 from attribench.reporting.pages.report import report_page
 from attribench.reporting.paper import paper_tables
@@ -139,7 +139,7 @@ def test_one_query_and_every_type_of_option_make_a_record_that_everything_reads(
     for style in FORMATS:
         assert render([*tables, *paper_tables(collection.boards)], style)
     assert all(drawing.draw() is not None for drawing in collection.drawings())
-    assert "alike" in report_page(collection, tmp_path / "report.html")
+    assert "alike" in report_page(collection, tmp_path / "report.html", Draughtsman())
 
 
 Act = Callable[[Config, Runtime, Path], object]

@@ -16,7 +16,7 @@ from attribench.metrics.lds import linear_datamodeling_score
 from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.figures.charts import numeric
 from attribench.settings import Runtime, Settings
-from attribench.workflows.setting import open_experiment
+from attribench.workflows.opening import open_experiment
 from attribench.workflows.sweep import Axis, sweep
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.settings import Runtime, Settings
 from attribench.workflows.benchmark import run
-from attribench.workflows.setting import open_experiment
+from attribench.workflows.opening import open_experiment
 from attribench.workflows.tuning import tune
 
 pytestmark = pytest.mark.slow

@@ -53,14 +53,14 @@ class KernelCache:
         try:
             if hashlib.sha256(payload).digest() != checksum:
                 raise ValueError("its checksum is wrong")
-            return compiler.CompileResult._rebuild(context, *pickle.loads(payload))
+            return compiler.CompileResult._rebuild(context, *pickle.loads(payload))  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever numba makes of a file of another origin
             return _say(f"{path} is damaged ({error}): the kernel it holds is compiled anew.")
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Keep a compiled kernel, if the disk will."""
         path = self._path(signature, result.codegen)
-        payload = dumps(result._reduce())
+        payload = dumps(result._reduce())  # type: ignore[no-untyped-call]
         try:
             atomic_write(path, hashlib.sha256(payload).digest() + payload)
         except (ArtifactError, OSError) as error:

@@ -82,7 +82,8 @@ class Block:
         sums = self.sums[images]
         least = rescaled(np.float32(2.0**-NEGLIGIBLE), normaliser.peak - self.peak)
         factors = rescaled(np.exp2(normaliser.peak - normaliser.log_total), self.peak - normaliser.peak)
-        return np.where(sums < least, np.float32(0.0), sums) * factors
+        shares: NDArray[np.float64] = np.where(sums < least, np.float32(0.0), sums) * factors
+        return shares
 
     def scores(self, normaliser: Normaliser) -> Tensor:
         """Σ_p of the images' sums, with weights normalised: float64 ``(num_images,)``."""
@@ -96,7 +97,8 @@ class Block:
 
 def rescaled(values: Any, powers: NDArray[np.float64]) -> NDArray[Any]:
     """``values`` · 2^powers for whole numbers, without rounding, in the values' precision."""
-    return np.ldexp(values, np.clip(powers, -1000.0, 120.0).astype(np.int32))
+    scaled: NDArray[Any] = np.ldexp(values, np.clip(powers, -1000.0, 120.0).astype(np.int32))
+    return scaled
 
 
 @dataclass(frozen=True, eq=False)

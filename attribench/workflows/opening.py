@@ -1,4 +1,4 @@
-"""The setting of a workflow: opened from a configuration, and described in records."""
+"""Opening a setting from a configuration, and describing it in records."""
 
 from __future__ import annotations
 

@@ -25,6 +25,10 @@ class Copies:
     which: Tensor
     number: Tensor
 
+    def distinct(self, images: Tensor) -> Tensor:
+        """One of each of the images this was made of."""
+        return images if len(self.first) == len(self.which) else images[self.first]
+
     @classmethod
     def of(cls, images: Tensor) -> Copies:
         """Compare by content."""
@@ -32,7 +36,7 @@ class Copies:
         first: list[int] = []
         which: list[int] = []
         for index, image in enumerate(images.detach()):
-            content = (image + 0.0).cpu().numpy().tobytes()  # −0 + 0 is 0
+            content = (image + 0.0).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes()  # −0 + 0 is 0
             which.append(numbers.setdefault(hashlib.sha256(content).digest(), len(first)))
             if which[-1] == len(first):
                 first.append(index)
