@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sample_records import sample_record, sample_result
 from sample_results import write_results
 
 from attribench.errors import RecordError
@@ -67,3 +68,15 @@ def test_records_of_another_ground_truth_are_not_paired(results: Path) -> None:
     board = small(results)
     assert not any("dtrak" in pair for pair in board.comparisons["validation"])
     assert board.tested("validation")
+
+
+def test_rows_of_different_ground_truths_share_no_board() -> None:
+    other = sample_result().model_copy(update={"ground_truth_hash": "h"})
+    records = [
+        sample_record(),
+        sample_record(method="dtrak", results={"validation": other, "generation": other}),
+        sample_record(method="trak", results={"validation": sample_result()}),  # no cell to tell it apart by
+        sample_record(method="random", results={"validation": sample_result(), "generation": other}),
+    ]
+    found = [sorted(record.method for record in board.records) for board in boards(records)]
+    assert found == [["nda", "trak"], ["dtrak"], ["random"]]
