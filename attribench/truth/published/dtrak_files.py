@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from attribench.computing.progress import Progress, silent_progress
 from attribench.errors import DataError, UsageError
-from attribench.truth.imported import ImportedTruth
-from attribench.truth.safe_pickle import read_plain_pickle
+from attribench.truth.published.imported import ImportedTruth
+from attribench.truth.published.safe_pickle import read_plain_pickle
 
 NUM_TIMESTEPS = 1000
 _SUFFIXES = {"validation": "val", "generation": "gen"}
@@ -56,7 +56,7 @@ def read_dtrak(
     Raises:
         UsageError: 1000 is no multiple of ``num_bands``, or there are several settings and none is named.
         DataError: a file is missing, damaged or not of this layout, contradicts another, or asks for more than data (see
-            :func:`~attribench.truth.safe_pickle.read_plain_pickle`).
+            :func:`~attribench.truth.published.safe_pickle.read_plain_pickle`).
     """
     if num_bands < 1 or NUM_TIMESTEPS % num_bands:
         raise UsageError(f"{NUM_TIMESTEPS} timesteps cannot be divided into {num_bands} bands of equal width.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attribench.errors import DataError
-from attribench.truth.imported import ImportedTruth
+from attribench.truth.published.imported import ImportedTruth
 
 
 def read_dattri(folder: Path, *, num_train: int | None = None) -> ImportedTruth:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attribench.errors import DataError
-from attribench.truth.dattri_files import read_dattri
+from attribench.truth.published.dattri_files import read_dattri
 
 INDICES = torch.tensor([[4, 0, 2], [1, 2, 3], [5, 1, 0], [2, 5, 4]])  # of six train samples
 VALUES = -torch.rand(4, 5, generator=torch.Generator().manual_seed(0))  # negated losses on five test samples

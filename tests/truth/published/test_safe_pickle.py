@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from attribench.errors import DataError
-from attribench.truth import safe_pickle
-from attribench.truth.safe_pickle import read_plain_pickle
+from attribench.truth.published import safe_pickle
+from attribench.truth.published.safe_pickle import read_plain_pickle
 
 PROTOCOLS = [2, 3, 4, 5]
 DTYPES = ["b1", "i1", "<i8", "u2", "f2", "<f4", ">f4", "<f8"]

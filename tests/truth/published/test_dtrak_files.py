@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from attribench.errors import DataError, UsageError
-from attribench.truth.dtrak_files import read_dtrak
-from attribench.truth.imported import ImportedTruth
+from attribench.truth.published.dtrak_files import read_dtrak
+from attribench.truth.published.imported import ImportedTruth
 
 TRAIN = [907, 12, 45321, 3, 30000, 8, 77, 5, 41, 2000, 600, 9]  # rows of the data set, in no order
 VALIDATION = [71, 5, 900, 33, 2, 8, 1]
