@@ -51,6 +51,7 @@ def log_trainings(file):
 def fork(arguments, plan, log, number, errors):
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
         if errors:
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         if plan:

@@ -39,9 +39,9 @@ DECISIVE: dict[str, list[Part]] = {
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "a2bc6bbc3cb0f203"),
-    "LOSSES": (1, "862345824b5e8bd2"),
-    "SAMPLING": (1, "24f64b778c85e578"),
+    "TRAINING": (1, "4a7740a2e8ff8882"),
+    "LOSSES": (1, "342b2d5b08a71383"),
+    "SAMPLING": (1, "adb213b6d970a8fd"),
 }
 
 

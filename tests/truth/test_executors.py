@@ -159,9 +159,13 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, runtime: Runtime) -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        ProcessExecutor(store, runtime, Progress(), 2).run(jobs, Bar())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ProcessExecutor(store, runtime, Progress(), 2).run(jobs, Bar())
+    finally:
+        signal.signal(signal.SIGINT, handler)
     children = multiprocessing.active_children()
     for child in children:
         child.join(20)
