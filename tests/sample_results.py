@@ -17,7 +17,7 @@ from attribench.metrics.comparison import ranks_over_subsets
 from attribench.records.counterfactual import CONTROL, CounterfactualRecord
 from attribench.records.files import save_file
 from attribench.records.gallery import Gallery
-from attribench.records.lds import CeilingRecord, IntervalRecord, MeasuredLDS, save_record
+from attribench.records.lds import BandResult, CeilingRecord, IntervalRecord, MeasuredLDS, save_record
 from attribench.records.sweep import Point, SweepRecord
 from attribench.settings import QUERY_SETS
 
@@ -51,7 +51,11 @@ def images(count: int, seed: int, channels: int = 1) -> ImageSet:
 def result(lds: float) -> Any:
     interval = IntervalRecord(low=0.7, high=0.8, level=0.95, resampled="queries and subsets")
     ceiling = CeilingRecord(lds=0.75, interval=interval, replicates="training seeds", num_replicates=3, agreement=0.4)
-    return sample_result(lds).model_copy(update={"ceiling": ceiling})
+    bands = [
+        BandResult(first=100 * k, last=100 * k + 100, lds=lds - 0.02 * k, interval=interval, ceiling=ceiling)
+        for k in range(10)
+    ]
+    return sample_result(lds).model_copy(update={"ceiling": ceiling, "bands": bands})
 
 
 def attachment(method: str, train: ImageSet, seed: int) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def attribute(arguments: list[str]) -> int:
         raise UsageError(
             f"Unknown option --{unknown[0]}.*: only options of the method, --method.NAME, have a dot here."
         )
-    config = method_config(options.method, DatasetConfig("", {}, {}, {}), "", dotted.get("method", {}))
+    config = method_config(options.method, DatasetConfig("", "", {}, {}, {}), "", dotted.get("method", {}))
     if "-h" in own or "--help" in own:
         print(parser.format_help().rstrip())
         print_options({"method": config.cls})

@@ -24,7 +24,7 @@ def new_parser(command: str, description: str) -> Any:
     return parser
 
 
-def _add_setting_options(parser: Any, *, methods: bool) -> None:
+def _add_setting_options(parser: Any, *, methods: bool, truth: bool) -> None:
     """What names data set, preset, methods and configuration file."""
     from attribench.configuration.files import PRESETS
 
@@ -32,10 +32,13 @@ def _add_setting_options(parser: Any, *, methods: bool) -> None:
         parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
                             "import paths (my_package.MyMethod), YAML files; all = every one that can run.")  # fmt: skip
     parser.add_argument("--dataset", type=str, default="digits", help="Data set: a name, an import path, a YAML file.")
-    parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: small).")
-    if methods:
+    parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: the data set's).")
+    if truth:
         parser.add_argument("--ground-truth", "--ground_truth", type=str, help="A ground truth to use: the name of an "
-                            "imported one, or a file. Nothing is retrained; preset and settings are its own.")  # fmt: skip
+                            "shipped or imported one, or a file. Nothing is retrained; preset and settings are its own. "
+                            "Default: the one that ships for these settings, if one does.")  # fmt: skip
+        parser.add_argument("--retrain", action="store_true", help="Retrain, though a ground truth ships for these "
+                            "settings.")  # fmt: skip
     parser.add_argument("--config", type=str, help="YAML file with the options below, as --print_config prints them.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
 
@@ -138,12 +141,21 @@ def _with_ground_truth(
     from attribench.truth.catalog import find
     from attribench.workflows.truths import config_of
 
+    if options.retrain:
+        raise UsageError("--retrain and --ground-truth contradict each other.")
     bundle = Bundle(find(options.ground_truth, Path(options.workdir)))
     if preset not in (None, bundle.header.preset):
         raise UsageError(
             f"--preset {preset}: the ground truth {bundle.header.name} is of preset {bundle.header.preset}."
         )
     return replace(config_of(bundle, dataset, methods, dotted), ground_truth=str(bundle.path))
+
+
+def _with_shipped(config: Config) -> Config:
+    from attribench.computing.progress import terminal_progress
+    from attribench.workflows.truths import with_shipped
+
+    return with_shipped(config, terminal_progress())
 
 
 def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
@@ -158,14 +170,20 @@ def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
     return list(dict.fromkeys(names)), {}
 
 
-def configured(parser: Any, arguments: Sequence[str], *, methods: bool) -> tuple[Any, Config, dict[str, str]] | None:
+def configured(
+    parser: Any, arguments: Sequence[str], *, methods: bool, truth: bool = True
+) -> tuple[Any, Config, dict[str, str]] | None:
     """What the commands that work on a data set begin with: those options beside their own, and the configuration.
+
+    Args:
+        methods: whether the command takes methods.
+        truth: whether it can use a ground truth that was made elsewhere.
 
     Returns:
         The command's own options, the configuration, and the methods that cannot be loaded with their errors; None when
         help or the configuration was asked for, and has been printed.
     """
-    _add_setting_options(parser, methods=methods)
+    _add_setting_options(parser, methods=methods, truth=truth)
     add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
     if "-h" in own or "--help" in own:
@@ -177,6 +195,8 @@ def configured(parser: Any, arguments: Sequence[str], *, methods: bool) -> tuple
     if options.print_config:
         print(_show_config(config))
         return None
+    if truth and not config.ground_truth and not options.retrain:
+        config = _with_shipped(config)
     return options, config, broken
 
 

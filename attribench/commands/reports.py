@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="MethodRecord")
 
 #: What tables can be made of.
-KINDS = ("lds", "counterfactual")
+KINDS = ("lds", "counterfactual", "compute")
 LAYOUTS = ("full", "paper")
 
 
@@ -43,6 +43,8 @@ def table(arguments: list[str]) -> int:
     parser.add_argument("--preset", type=str, help="Preset; all if not given.")
     parser.add_argument("--kind", type=str, default="lds", help=f"One of {', '.join(KINDS)}.")
     parser.add_argument("--layout", type=str, default="full", help="full, or paper: data sets side by side.")
+    parser.add_argument("--bands", action="store_true", help="LDS by noise level: a column for each band of timesteps of "
+                        "the losses.")  # fmt: skip
     parser.add_argument("--published", action="store_true", help="With --layout paper: published numbers in columns of their "
                         "own.")  # fmt: skip
     parser.add_argument("--format", type=str, default="terminal", help=f"One of {', '.join(FORMATS)}.")
@@ -56,21 +58,39 @@ def table(arguments: list[str]) -> int:
     _check_choice("layout", options.layout, LAYOUTS)
     if options.published and options.layout != "paper":
         raise UsageError("--published goes with --layout paper.")
+    if options.bands and (options.layout, options.kind) != ("full", "lds"):
+        raise UsageError("--bands goes with --kind lds, --layout full.")
     if options.layout == "paper" and options.kind != "lds":
         raise UsageError("--layout paper is of LDS tables.")
 
     from attribench.records.counterfactual import load_counterfactuals
     from attribench.records.lds import load_records
+    from attribench.records.sweep import load_sweeps
     from attribench.reporting.boards import boards
+    from attribench.reporting.compute import comparisons, compute_table
     from attribench.reporting.counterfactual_tables import counterfactual_tables
     from attribench.reporting.paper import paper_tables
-    from attribench.reporting.tables import leaderboards
+    from attribench.reporting.tables import band_tables, leaderboards
 
     results = Path(options.results)
     if options.kind == "counterfactual":
         tables = counterfactual_tables(_selected(load_counterfactuals(results), options))
+    elif options.kind == "compute":
+        tables = [compute_table(found) for found in comparisons(_selected(load_sweeps(results), options))]
+        if not tables:
+            raise UsageError(
+                "These sweeps are not over num_timesteps, timesteps or noise_draws, or their cost is not known."
+            )
     elif options.layout == "paper":
         tables = paper_tables(boards(_selected(load_records(results), options), results), options.published)
+    elif options.bands:
+        tables = [
+            table
+            for board in boards(_selected(load_records(results), options), results)
+            for table in band_tables(board)
+        ]
+        if not tables:
+            raise UsageError("These records have no LDS by noise level: run attribench run again.")
     else:
         tables = leaderboards(_selected(load_records(results), options), results)
     print(render(tables, options.format).rstrip())
@@ -96,7 +116,7 @@ def _selected(records: Sequence[R], options: Any) -> list[R]:
     if not found:
         there = sorted({f"{record.dataset} ({record.preset})" for record in records})
         asked = " ".join(part for part in (options.dataset, options.preset) if part) or "anything"
-        command = "counterfactual" if options.kind == "counterfactual" else "run"
+        command = {"counterfactual": "counterfactual", "compute": "sweep"}.get(options.kind, "run")
         raise UsageError(
             f"No records of {asked} in {options.results}. "
             + (f"There are: {', '.join(there)}." if there else f"Run attribench {command} first.")

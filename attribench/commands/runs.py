@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from attribench.commands.parsing import add_protocol_option, configured, new_parser, runtime_of
 from attribench.commands.writable import writable_folder
@@ -59,6 +60,45 @@ def tune(arguments: list[str]) -> int:
         choice, path = tuning.tune(config, method, runtime_of(options), results, options.protocol, terminal_progress())
         tried = f"best of {len(choice.trials)} tried, LDS×100 {100 * choice.lds:.1f} on the choosing data"
         print(f"{method.name}: {tried}: {choice.tuned_on}\n  {choice.options}\n  filed in {path}")
+    return 0
+
+
+def score(arguments: list[str]) -> int:
+    parser = new_parser(
+        "score",
+        "Evaluate scores that other code computed (.npy, .npz, .parquet) by LDS; prints their row beside the others.",
+    )
+    parser.add_argument("files", type=str, nargs="+", help="Queries × train images, in the order of their ids: see "
+                        "attribench ground-truth show. Several: one a query set.")  # fmt: skip
+    parser.add_argument("--query-set", "--query_set", type=str, default="validation", help="validation or generation; "
+                        "for several files, separated by commas.")  # fmt: skip
+    parser.add_argument("--name", type=str, help="The row's name (default: the first file's).")
+    parser.add_argument("--results", type=str, default="results", help="Folder the record is filed in.")
+    given = configured(parser, arguments, methods=False)
+    if given is None:
+        return 0
+    options, config, _ = given
+    sets = options.query_set.split(",")
+    if len(sets) != len(options.files) or len(set(sets)) != len(sets):
+        raise UsageError(
+            f"--query-set {options.query_set}: name one query set for each of {len(options.files)} file(s)."
+        )
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.records.lds import load_records
+    from attribench.reporting.boards import boards
+    from attribench.reporting.formats import render
+    from attribench.reporting.tables import leaderboard
+    from attribench.workflows.outside_scores import score_files
+
+    results = writable_folder("--results", options.results)
+    files = dict(zip(sets, map(Path, options.files), strict=True))
+    name = options.name or Path(options.files[0]).stem
+    record, path = score_files(config, files, name, runtime_of(options), results, terminal_progress())
+    for board in boards(load_records(results, [record.dataset]), results):
+        if record in board.records:
+            print(render([leaderboard(board)], "terminal").rstrip())
+    print(f"{record.method}: recorded in {path}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from humanize import naturalsize
 
 from attribench.data import ImageSet
+from attribench.store.artifacts import ArtifactStore
 from attribench.truth.experiment import Experiment
 
 
@@ -17,6 +18,12 @@ def status_lines(experiment: Experiment) -> list[str]:
     Looks only; trains and generates nothing.
     """
     store = experiment.store
+    if experiment.bundle is not None:
+        return [
+            f"{experiment.label} in {store.root}: {len(experiment.train)} train images",
+            f"  ground truth          {experiment.bundle.header.name} ({experiment.bundle.path}): nothing to retrain",
+            *_disk_lines(store),
+        ]
     jobs = [job for row in experiment.retrainings for job in row]
     target = experiment.target.find(store)
     missing = [job.name for job in jobs if job.find(store) is None]
@@ -31,6 +38,11 @@ def status_lines(experiment: Experiment) -> list[str]:
     lines.append(f"  generated queries     {'done' if generated else 'missing'}")
     if generated:
         lines.append(f"  losses on generation  {_losses(experiment, experiment.generated_images(generated))}")
+    return lines + _disk_lines(store)
+
+
+def _disk_lines(store: ArtifactStore) -> list[str]:
+    lines: list[str] = []
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for artifact in store.artifacts():

@@ -21,7 +21,7 @@ def ground_truth(arguments: list[str]) -> int:
         "Train the target and subset models, generate queries, measure losses; nothing else. "
         f"What is made can be passed on: attribench ground-truth VERB --help, with VERB one of {verbs}.",
     )
-    given = configured(parser, arguments, methods=False)
+    given = configured(parser, arguments, methods=False, truth=False)
     if given is None:
         return 0
     options, config, _ = given
@@ -45,7 +45,7 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=str, help="The file, as digits.truth.")
     parser.add_argument("--name", type=str, help="What it is called (default: the file's name).")
-    given = configured(parser, arguments, methods=False)
+    given = configured(parser, arguments, methods=False, truth=False)
     if given is None:
         return 0
     options, config, _ = given
@@ -85,15 +85,15 @@ def list_(arguments: list[str]) -> int:
         return 0
 
     from attribench.truth.bundle import Bundle
-    from attribench.truth.catalog import imported
+    from attribench.truth.catalog import imported, shipped
 
-    found = imported(Path(options.workdir))
-    for name, path in found.items():
-        print(f"{name}  ({path})")
-        for line in described(Bundle(path).header):
-            print(f"  {line}")
+    for found, where in ((shipped(), "ships with attribench"), (imported(Path(options.workdir)), "")):
+        for name, path in found.items():
+            print(f"{name}  ({where or path})")
+            for line in described(Bundle(path).header):
+                print(f"  {line}")
     if not found:
-        print(f"None in {options.workdir}. attribench ground-truth import FILE takes one up.")
+        print(f"None imported into {options.workdir}: attribench ground-truth import FILE takes one up.")
     return 0
 
 
@@ -101,7 +101,7 @@ def verify(arguments: list[str]) -> int:
     parser = new_parser(
         "ground-truth verify", "Check every file of a ground truth; retrain some of its models, and compare."
     )
-    parser.add_argument("file", type=str, help="A file, or the name of an imported one.")
+    parser.add_argument("file", type=str, help="A file, or the name of a shipped or imported one.")
     parser.add_argument("--retrain", type=int, default=0, help="So many of its subset models are trained anew.")
     options = _own(parser, arguments)
     if options is None:

@@ -21,7 +21,7 @@ from attribench.settings import (
     TrainingSettings,
 )
 
-PRESETS = ("paper", "small", "smoke")
+PRESETS = ("paper", "board", "medium", "small", "smoke")
 SECTIONS: dict[str, type[Any]] = {
     "model": ModelSettings,
     "training": TrainingSettings,
@@ -58,9 +58,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A data set's YAML: ``dataset`` (name of the data module), ``defaults``, ``presets``, ``methods``, ``tuned_on``."""
+    """A data set's YAML.
+
+    Attributes:
+        name: of the data module (``dataset``).
+        preset: the one meant where none is named (``preset``).
+        presets: the settings of each (``presets``), with what is common to all (``defaults``).
+        methods: options of a method in a preset (``methods``).
+        tuned_on: which data these were chosen on (``tuned_on``).
+    """
 
     name: str
+    preset: str
     presets: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, dict[str, Any]]]
     tuned_on: dict[str, dict[str, str]]
@@ -83,14 +92,19 @@ def dataset_config(name: str) -> DatasetConfig:
         known = sorted({*DATAMODULES.names(), *files} - {"generic"})
         raise UsageError(f"Unknown data set {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
     content = read_yaml(source)
-    check_keys(content, ("dataset", "defaults", "presets", "methods", "tuned_on"), str(source))
+    check_keys(content, ("dataset", "preset", "defaults", "presets", "methods", "tuned_on"), str(source))
     defaults = content.get("defaults") or {}
     presets = {}
     for preset, values in (content.get("presets") or {}).items():
         check_keys(values or {}, ("data", *SECTIONS), f"{source}, preset {preset}")
         presets[preset] = merge(defaults, values or {})
+    if not presets:
+        raise UsageError(f"{source} has no presets.")
+    preset = content.get("preset") or ("small" if "small" in presets else next(iter(presets)))
+    if preset not in presets:
+        raise UsageError(f"{source}: there is no preset {preset!r} to be the usual one. It has: {', '.join(presets)}.")
     dataset = content.get("dataset", name)
-    return DatasetConfig(dataset, presets, content.get("methods") or {}, content.get("tuned_on") or {})
+    return DatasetConfig(dataset, preset, presets, content.get("methods") or {}, content.get("tuned_on") or {})
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

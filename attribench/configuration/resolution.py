@@ -80,7 +80,7 @@ def resolve(
 
     Args:
         dataset: name, import path of a data module, or path of a YAML file.
-        preset: a preset's name, or None for ``small`` (else the first there is).
+        preset: a preset's name, or None for the data set's usual one.
         methods: names, import paths, or paths of YAML files.
         options: what the caller changed: section → option → value (text or typed). The section ``method`` belongs to
             the single method asked for.
@@ -90,7 +90,7 @@ def resolve(
     """
     base = dataset_config(dataset)
     if preset is None:
-        preset = "small" if "small" in base.presets else next(iter(base.presets))
+        preset = base.preset
     if preset not in base.presets:
         raise UsageError(
             f"The data set {dataset!r} has no preset {preset!r}.{nearest(preset, base.presets)} "

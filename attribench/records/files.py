@@ -64,11 +64,12 @@ class MethodRecord(RecordFile):
         method: the row's name.
         method_class: import path of the class.
         options: the method's full configuration.
-        access: what the method declared it looks at.
+        access: what the method declared it looks at; UNKNOWN for scores computed elsewhere.
         tuned_on: which data the options were chosen on; empty if nothing was tuned.
         settings: all settings the numbers depend on, in full.
         data: the data set's own options.
         setting_hash: identifies data and settings; records of one table share it.
+        ground_truth: name of the ground truth that was used; empty where the models were retrained here.
         variant: of the setting's folder, where records of other data or settings have the plain one; else empty.
     """
 
@@ -78,7 +79,7 @@ class MethodRecord(RecordFile):
     method: str
     method_class: str
     options: dict[str, Any]
-    access: Literal["DATA", "MODEL", "CHECKPOINTS"]
+    access: Literal["DATA", "MODEL", "CHECKPOINTS", "UNKNOWN"]
     tuned_on: str
     settings: dict[str, Any]
     data: dict[str, Any]
@@ -86,6 +87,7 @@ class MethodRecord(RecordFile):
     image_shape: list[int]
     train_hash: str
     setting_hash: str
+    ground_truth: str = ""
     variant: str = ""
     versions: dict[str, str]
     hardware: dict[str, Any]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from attribench.computing.progress import Progress, silent_progress
 from attribench.records.files import Frozen, MethodRecord, load_file, safe, save_file, shortened
 from attribench.store.json_values import json_value
@@ -79,6 +81,20 @@ class CeilingRecord(MeasuredLDS):
     agreement: float
 
 
+class BandResult(MeasuredLDS):
+    """The LDS on the losses at some noise levels alone; its intervals are of 200 resamples.
+
+    Attributes:
+        first: the band's first timestep.
+        last: the one after its last.
+        ceiling: what a perfect method would reach in it; None where nothing was measured twice.
+    """
+
+    first: int
+    last: int
+    ceiling: CeilingRecord | None = None
+
+
 class QuerySetResult(MeasuredLDS):
     """The LDS of one method on one query set.
 
@@ -87,6 +103,7 @@ class QuerySetResult(MeasuredLDS):
         undefined_queries: queries whose correlation is undefined (constant prediction or output); each counts as 0.
         standard_error: of the mean, over queries alone; None where there is one alone.
         ceiling: what a perfect method would reach on this ground truth; None where nothing was measured twice.
+        bands: the same by noise level, from little noise to much; empty where losses are of one band alone.
     """
 
     published_bootstrap: PublishedBootstrap
@@ -97,6 +114,7 @@ class QuerySetResult(MeasuredLDS):
     queries_hash: str
     ground_truth_hash: str
     ceiling: CeilingRecord | None = None
+    bands: list[BandResult] = Field(default_factory=list)
 
 
 class CostRecord(Frozen):
@@ -127,11 +145,12 @@ class Record(MethodRecord):
     Attributes:
         protocol: ``strict`` if the numbers are of the halves nothing was chosen on.
         results: by query set.
+        cost: None where it is not known: scores computed elsewhere.
     """
 
     protocol: Literal["standard", "strict"] = "standard"
     results: dict[str, QuerySetResult]
-    cost: CostRecord
+    cost: CostRecord | None
 
     @property
     def path(self) -> Path:

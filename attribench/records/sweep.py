@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from attribench.records.files import Frozen, MethodRecord, load_file, safe
-from attribench.records.lds import MeasuredLDS
+from attribench.records.lds import CostRecord, MeasuredLDS
 
 
 class Point(Frozen):
@@ -17,11 +19,13 @@ class Point(Frozen):
         value: of the option that is varied.
         series: of the option that tells the curves apart; None if there is none.
         results: by query set.
+        cost: of the method with these values; None in records of an earlier version.
     """
 
     value: Any
     series: Any = None
     results: dict[str, MeasuredLDS]
+    cost: CostRecord | None = None
 
 
 class SweepRecord(MethodRecord):
@@ -31,11 +35,13 @@ class SweepRecord(MethodRecord):
         vary: the option that is varied.
         series_option: the option that tells the curves apart; empty if there is none.
         points: in the order they were asked for.
+        num_queries: of each query set; empty in records of an earlier version.
     """
 
     vary: str
     series_option: str = ""
     points: list[Point]
+    num_queries: dict[str, int] = Field(default_factory=dict)
 
     @property
     def path(self) -> Path:

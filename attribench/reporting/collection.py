@@ -15,6 +15,7 @@ from attribench.records.gallery import Gallery
 from attribench.records.lds import load_records
 from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
+from attribench.reporting.compute import Comparison, comparisons
 from attribench.reporting.figures import charts, pictures
 from attribench.settings import QUERY_SETS
 
@@ -118,6 +119,8 @@ class Collection:
             yield from board_drawings(board)
         for sweep in self.sweeps:
             yield sweep_drawing(sweep)
+        for comparison in comparisons(self.sweeps):
+            yield compute_drawing(comparison)
         for group in self.counterfactuals:
             yield from counterfactual_drawings(group)
 
@@ -137,6 +140,13 @@ def board_drawings(board: Board) -> Iterator[Drawing]:
         f"LDS of every method with its 95 % interval over queries and subsets. {board.title}.",
         partial(charts.lds_by_method, board),
     )
+    if any(result.bands for record in board.records for result in record.results.values()):
+        yield Drawing(
+            f"{where}/noise-levels",
+            "LDS on the losses at each noise level alone, from little noise to much, with 95 % intervals; scores are the same "
+            "throughout.",
+            partial(charts.lds_by_noise_level, board),
+        )
     for name in QUERY_SETS:
         yield Drawing(
             f"{where}/cost-{name}",
@@ -158,6 +168,16 @@ def sweep_drawing(sweep: SweepRecord) -> Drawing:
         f"{folder(sweep)}/{sweep.path.stem}",
         f"LDS of {sweep.method} against {sweep.vary.replace('_', ' ')}{series}, with 95 % intervals. Nothing is chosen here.",
         partial(charts.sweep_lines, sweep),
+    )
+
+
+def compute_drawing(comparison: Comparison) -> Drawing:
+    """The figure of what more timesteps and noise draws buy."""
+    return Drawing(
+        f"{folder(comparison.first)}/compute",
+        "LDS against what a query costs, for each method at several numbers of timesteps and noise draws, with 95 % intervals; "
+        "filled where the LDS on validation queries comes within a point of the method's best.",
+        partial(charts.compute_against_lds, comparison),
     )
 
 

@@ -61,6 +61,18 @@ class Table:
         return [f"{column.group} {column.name}".strip() for column in self.columns]
 
 
+def duration(seconds: float) -> str:
+    """``"23 µs"``, ``"31 ms"``, ``"13.5 s"``, ``"3 min 10 s"``."""
+    from attribench.computing.progress import format_seconds
+
+    if seconds >= 60:
+        return format_seconds(seconds)
+    for unit, size, digits in (("s", 1.0, 1), ("ms", 1e-3, 0)):
+        if seconds >= size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds * 1e6:.0f} µs"
+
+
 def render(tables: Sequence[Table], style: Format) -> str:
     """The tables as text in one of :data:`FORMATS`."""
     renderer = {"terminal": _terminal, "markdown": _markdown, "latex": _latex, "csv": _csv}[style]

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attribench.records.files import MethodRecord
-from attribench.records.lds import MeasuredLDS, QuerySetResult, Record
+from attribench.records.lds import CostRecord, MeasuredLDS, QuerySetResult, Record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS
 
+UNKNOWN = "unknown"
 CEILING = "noise ceiling"
-ACCESS = {"DATA": "data", "MODEL": "model", "CHECKPOINTS": "checkpoints"}
+ACCESS = {"DATA": "data", "MODEL": "model", "CHECKPOINTS": "checkpoints", "UNKNOWN": "unknown"}
 TIE = " ≈"
 TIE_NOTE = (
     "≈: not distinguishable from the best, in bold (paired bootstrap over queries and subsets and Wilcoxon's test over queries "
@@ -59,15 +60,17 @@ def _row(record: Record, board: Board) -> list[str]:
     for name in QUERY_SETS:
         result = record.results.get(name)
         cells += [_cell(result) + _tie(record, name, board), published_cell(result)]
-    cost = record.cost
+    return [*cells, ACCESS[record.access], *_costs(record.cost), record.tuned_on or NOTHING]
+
+
+def _costs(cost: CostRecord | None) -> list[str]:
+    if cost is None:
+        return [UNKNOWN] * 4
     return [
-        *cells,
-        ACCESS[record.access],
         f"{cost.prepare_seconds:.2f}",
         f"{cost.seconds_per_query:.2g}",
         f"{cost.peak_bytes / 2**20:.0f}",
         f"{cost.stored_bytes / 2**20:.1f}",
-        record.tuned_on or NOTHING,
     ]
 
 
@@ -109,6 +112,7 @@ def notes(board: Board) -> list[str]:
     if alone:
         said.append(f"One {' and one '.join(alone)} query alone: how the mean varies with the query cannot be told.")
     said += _ceiling_notes(board)
+    said += _truth_notes(board)
     said += preset_notes(first)
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
@@ -119,7 +123,9 @@ def notes(board: Board) -> list[str]:
     if undefined:
         said.append(f"No correlation is defined, and 0 counted, for {'; '.join(undefined)}.")
     compiled = [
-        f"{record.method} {record.cost.compile_seconds:.0f} s" for record in records if record.cost.compile_seconds >= 1
+        f"{record.method} {record.cost.compile_seconds:.0f} s"
+        for record in records
+        if record.cost and record.cost.compile_seconds >= 1
     ]
     if compiled:
         said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
@@ -135,6 +141,47 @@ def _ceiling_notes(board: Board) -> list[str]:
     if first.replicates == "noise draws":
         text += "; with one training seed it leaves out the noise of training and is too high"
     return [f"{text}."]
+
+
+def band_tables(board: Board) -> list[Table]:
+    """A board by noise level: for each query set, a column a band of timesteps, from little noise to much."""
+    tables = []
+    for name in QUERY_SETS:
+        found = {record.method: record.results[name].bands for record in board.records if name in record.results}
+        found = {method: bands for method, bands in found.items() if bands}
+        if not found:
+            continue
+        first = next(iter(found.values()))
+        columns = [Column("method"), *(Column(f"t {band.first}–{band.last - 1}") for band in first)]
+        rows = [[method, *(band.text for band in bands)] for method, bands in found.items()]
+        best = [max(bands[index].lds for bands in found.values()) for index in range(len(first))]
+        bold = {
+            (number, 1 + index)
+            for number, bands in enumerate(found.values())
+            for index, band in enumerate(bands)
+            if band.lds == best[index] and len(found) > 1
+        }
+        rules = frozenset[int]()
+        if any(band.ceiling for band in first):
+            rules = frozenset([len(rows)])
+            rows.append([CEILING, *(_cell(band.ceiling) for band in first)])
+        said = [
+            "LDS × 100 on the losses at these timesteps alone, with the 95 % bootstrap interval over queries and subsets "
+            "(200 resamples). Scores are the same in every column; the best is in bold.",
+            *_truth_notes(board),
+            *preset_notes(board.first),
+        ]
+        tables.append(
+            Table(f"{board.title}: {name} queries by noise level", said, columns, rows, frozenset(bold), rules)
+        )
+    return tables
+
+
+def _truth_notes(board: Board) -> list[str]:
+    names = sorted({record.ground_truth for record in board.records if record.ground_truth})
+    hashes = {name: result.ground_truth_hash[:12] for name, result in board.first.results.items()}
+    shown = ", ".join(f"{name} {digest}" for name, digest in hashes.items())
+    return [f"Ground truth: {' = '.join(names)} ({shown})." if names else f"Ground truth: retrained here ({shown})."]
 
 
 def train_images(record: MethodRecord) -> str:

@@ -1,9 +1,10 @@
-"""Which ground truths are at hand in a work directory."""
+"""Which ground truths are at hand: those that ship with attribench, and those imported into a work directory."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from attribench.store.files import atomic_write, plain
 from attribench.truth.bundle import Bundle
 
 SUFFIX = ".truth"
+
+
+def shipped() -> dict[str, Path]:
+    """Bundles that ship with attribench, by name."""
+    return _in(Path(str(resources.files("attribench.truth").joinpath("shipped"))))
 
 
 def imported(workdir: Path) -> dict[str, Path]:
@@ -26,7 +32,7 @@ def find(name: str, workdir: Path) -> Path:
     Raises:
         UsageError: there is none.
     """
-    known = imported(workdir)
+    known = {**shipped(), **imported(workdir)}
     if name in known:
         return known[name]
     if Path(name).exists():
@@ -76,6 +82,8 @@ def import_file(address: str, workdir: Path, sha256: str | None = None) -> Bundl
         bundle = Bundle(incoming)
         bundle.verify()
         target = incoming.with_name(f"{bundle.header.name}{SUFFIX}")
+        if bundle.header.name in shipped():
+            raise BundleError(f"A ground truth called {bundle.header.name!r} ships with attribench: rename this one.")
         if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() != found:
             raise BundleError(
                 f"Another ground truth called {bundle.header.name!r} is at {target} already: rename or remove it first."

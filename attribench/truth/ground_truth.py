@@ -93,6 +93,13 @@ class GroundTruth:
         """float64 ``(num_subsets, num_queries)``: the losses averaged over training seeds."""
         return self.losses.mean(dim=1)
 
+    def in_bands(self) -> list[GroundTruth]:
+        """The ground truth of each band alone."""
+        return [
+            GroundTruth(self.masks, self.by_band[..., number : number + 1, :], [band], f"band {band.first}")
+            for number, band in enumerate(self.bands)
+        ]
+
     def restrict(self, subsets: Sequence[int], queries: Sequence[int]) -> GroundTruth:
         """Some subsets and queries of it, by number."""
         return GroundTruth(

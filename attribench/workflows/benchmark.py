@@ -71,7 +71,7 @@ def run(
             **lds_description(config, experiment),
             **method_description(method, scoring),
             protocol=protocol,
-            results={name: part.evaluate(scores[name]) for name, part in parts.items()},
+            results={name: part.evaluate(scores[name], by_band=True) for name, part in parts.items()},
             cost=scoring.cost,
         )
         beside = [part.attached(scores[name], experiment.train) for name, part in parts.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -14,9 +15,12 @@ from attribench.metrics.comparison import ranks_over_subsets
 from attribench.metrics.lds import predict_outputs, score_predictions, undefined_correlations
 from attribench.metrics.resampling import Interval, lds_interval, published_bootstrap, standard_error
 from attribench.records.gallery import Gallery
-from attribench.records.lds import CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
+from attribench.records.lds import BandResult, CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
 from attribench.truth.experiment import Experiment
 from attribench.truth.ground_truth import GroundTruth
+
+#: Of a band's intervals: ten bands with the usual 1000 would take ten times as long as the LDS itself.
+_BAND_RESAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +32,23 @@ class Evaluation:
         queries: those of the part.
         index: which they are of the whole.
         truth: the part's ground truth.
-        ceiling: what a perfect method would reach on it; None where nothing was measured twice.
     """
 
     asked: Queries
     queries: Queries
     index: list[int]
     truth: GroundTruth
-    ceiling: CeilingRecord | None
+
+    @cached_property
+    def ceiling(self) -> CeilingRecord | None:
+        """What a perfect method would reach on it; None where nothing was measured twice."""
+        return ceiling(self.truth)
+
+    @cached_property
+    def bands(self) -> list[tuple[GroundTruth, CeilingRecord | None]]:
+        """The ground truth and ceiling of each band of noise levels; empty if there is one alone."""
+        parts = self.truth.in_bands() if len(self.truth.bands) > 1 else []
+        return [(part, ceiling(part, _BAND_RESAMPLES)) for part in parts]
 
     @classmethod
     def reported(cls, experiment: Experiment, query_set: str, halves: Halves | None = None) -> Evaluation:
@@ -58,10 +71,14 @@ class Evaluation:
         queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
         if subsets is not None:
             truth = truth.restrict(subsets, index)
-        return cls(asked, queries, index, truth, ceiling(truth))
+        return cls(asked, queries, index, truth)
 
-    def evaluate(self, scores: Tensor) -> QuerySetResult:
-        """The LDS of the whole query set's scores, with its intervals where there are several queries."""
+    def evaluate(self, scores: Tensor, *, by_band: bool = False) -> QuerySetResult:
+        """The LDS of the whole query set's scores, with its intervals where there are several queries.
+
+        Args:
+            by_band: also by noise level.
+        """
         truth, predictions = self.truth, predict_outputs(scores[self.index], self.truth.masks)
         per_query = score_predictions(predictions, truth.outputs)
         mean, std = published_bootstrap(predictions, truth.outputs)
@@ -77,6 +94,18 @@ class Evaluation:
             queries_hash=ImageSet(self.queries.images, self.queries.ids).content_hash,
             ground_truth_hash=truth.hash,
             ceiling=self.ceiling,
+            bands=[self._in_band(predictions, *band) for band in self.bands] if by_band else [],
+        )
+
+    def _in_band(self, predictions: Tensor, truth: GroundTruth, ceiling: CeilingRecord | None) -> BandResult:
+        (band,), outputs = truth.bands, truth.outputs
+        several = len(self.queries) > 1
+        return BandResult(
+            first=band.first,
+            last=band.last,
+            lds=score_predictions(predictions, outputs).mean().item(),
+            interval=_interval(lds_interval(predictions, outputs, num_resamples=_BAND_RESAMPLES)) if several else None,
+            ceiling=ceiling,
         )
 
     def attached(self, scores: Tensor, train: ImageSet) -> dict[str, Tensor]:
@@ -89,12 +118,12 @@ class Evaluation:
         }
 
 
-def ceiling(truth: GroundTruth) -> CeilingRecord | None:
+def ceiling(truth: GroundTruth, num_resamples: int = 1000) -> CeilingRecord | None:
     """The noise ceiling, from training seeds if there are several, else from noise draws; None if neither is."""
     _, seeds, draws, _ = truth.draws.shape
     if len(truth.masks) < 4 or max(seeds, draws) < 2:
         return None
-    found = noise_ceiling(truth.losses if seeds > 1 else truth.draws[:, 0])
+    found = noise_ceiling(truth.losses if seeds > 1 else truth.draws[:, 0], num_resamples=num_resamples)
     if found is None:
         return None
     return CeilingRecord(

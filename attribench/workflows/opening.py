@@ -59,6 +59,7 @@ def setting_description(config: Config, experiment: Experiment) -> dict[str, Any
         "num_train": len(experiment.train),
         "image_shape": list(experiment.train.image_shape),
         "train_hash": experiment.train.content_hash,
+        "ground_truth": experiment.bundle.header.name if experiment.bundle else "",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -89,6 +89,7 @@ def sweep(
                     value=json_value(value),
                     series=json_value(other),
                     results={name: MeasuredLDS(lds=r.lds, interval=r.interval) for name, r in found.items()},
+                    cost=scoring.cost,
                 )
             )
             task.advance()
@@ -99,6 +100,7 @@ def sweep(
         vary=vary.option,
         series_option=series.option if series else "",
         points=points,
+        num_queries={name: len(part.queries) for name, part in parts.items()},
     )
     return save_file(record, results, progress=progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from attribench.computing.device import resolve_device
@@ -14,6 +15,7 @@ from attribench.settings import QUERY_SETS, Runtime
 from attribench.store.json_values import json_value
 from attribench.truth.bundle import Bundle
 from attribench.truth.bundle_files import Header
+from attribench.truth.catalog import differences, shipped
 from attribench.truth.exporting import export_bundle
 from attribench.truth.ground_truth import band_means
 from attribench.workflows.opening import open_experiment, recorded_data
@@ -57,8 +59,6 @@ def config_of(bundle: Bundle, dataset: str, methods: list[str], options: dict[st
         UsageError: the caller's options would make it another setting.
         BundleError: this attribench's preset is not the one it was made with.
     """
-    from attribench.truth.catalog import differences
-
     header = bundle.header
     given: dict[str, dict[str, object]] = {}
     for dotted, value in header.overrides.items():
@@ -77,14 +77,35 @@ def config_of(bundle: Bundle, dataset: str, methods: list[str], options: dict[st
     return config
 
 
+def with_shipped(config: Config, progress: Progress) -> Config:
+    """The configuration with the ground truth that ships for just these data and settings, if one does.
+
+    Where one ships for the preset alone, ``progress`` says what keeps it from being used.
+    """
+    for path in shipped().values():
+        bundle = Bundle(path)
+        header = bundle.header
+        if (header.dataset, header.preset) != (config.dataset, config.preset):
+            continue
+        found = differences(bundle, config.settings) + [
+            f"--{name} {value}" for name, value in sorted(config.overrides.items()) if name.startswith("data.")
+        ]
+        if not found:
+            return replace(config, ground_truth=str(path))
+        ground_truth = config.settings.ground_truth
+        count = ground_truth.num_subsets * ground_truth.num_seeds
+        progress.message(
+            f"The ground truth that ships, {header.name}, is of other settings than {found[0]}: {count} models are retrained."
+        )
+    return config
+
+
 def retrain(bundle: Bundle, runtime: Runtime, count: int, progress: Progress) -> Iterator[str]:
     """Train some of a bundle's subset models anew, and say how far their losses are from the stored ones.
 
     Raises:
         UsageError: it does not have so many models.
     """
-    from dataclasses import replace
-
     config = config_of(bundle, bundle.header.dataset, [], {})
     experiment = open_experiment(replace(config, ground_truth=""), runtime, progress)
     bundle.check(experiment.train, experiment.validation)

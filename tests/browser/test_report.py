@@ -91,7 +91,7 @@ def test_intervals_cost_access_and_links(report: Path, visit: Visit) -> None:
     page = visit(report, "#digits-preset-small")
     row = page.locator("[data-dataset]:not([hidden]) table.leaderboard tbody tr").first
     text = row.inner_text()
-    for part in ("60.0 [50.0, 70.0]", "data", "1.50", "0.25", "32", "record"):
+    for part in ("60.0 [50.0, 70.0]", "data", "1.5 s", "250 ms", "32.0 MiB"):
         assert part in text
     link = row.locator("a")
     href = link.get_attribute("href") or ""
@@ -101,6 +101,26 @@ def test_intervals_cost_access_and_links(report: Path, visit: Visit) -> None:
     assert "75.0 [70.0, 80.0]" in page.locator("[data-dataset]:not([hidden]) tfoot").inner_text()
     tied = page.locator("[data-dataset]:not([hidden]) td.tied").first.inner_text()
     assert "≈" in tied
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_the_leaderboard_is_whole_at_1280_pixels(report: Path, visit: Visit, committed: bool) -> None:
+    page_file = Path(__file__).parents[2] / "results" / "report.html" if committed else report
+    page = visit(page_file, viewport={"width": 1280, "height": 800})
+    cut = page.eval_on_selector_all(
+        ".scroll:has(table.leaderboard)",
+        "all => all.map(card => card.scrollWidth - card.clientWidth).filter(over => over > 0)",
+    )
+    assert cut == []
+
+
+def test_it_opens_with_what_was_found(report: Path, visit: Visit) -> None:
+    said = visit(report, "#digits-preset-small").locator("[data-dataset]:not([hidden]) p.finding").inner_text()
+    assert said.startswith(
+        "Of the methods that look at data alone, nda is best (60.0 [50.0, 70.0] on validation queries"
+    )
+    assert "of the methods that look at the model, dtrak is best" in said
+    assert "a perfect method would reach 75.0 (validation)" in said
 
 
 def test_a_gallery_shows_one_query_at_a_time(report: Path, visit: Visit) -> None:

@@ -7,8 +7,11 @@ import pytest
 from markdown_it import MarkdownIt
 from sample_records import sample_record, sample_result
 
-from attribench.reporting.formats import FORMATS, Column, Table, render
-from attribench.reporting.tables import leaderboards
+from attribench.records.lds import BandResult, CeilingRecord, QuerySetResult
+from attribench.reporting.boards import boards
+from attribench.reporting.findings import finding
+from attribench.reporting.formats import FORMATS, Column, Table, duration, render
+from attribench.reporting.tables import band_tables, leaderboards
 
 
 def test_every_number_stands_with_its_preset_its_interval_and_what_it_was_tuned_on() -> None:
@@ -104,3 +107,47 @@ def test_names_come_through_latex() -> None:
         r"{}* 2026-01-01 \\",
         r"two lines \\",
     ]
+
+
+def banded(lds: float) -> QuerySetResult:
+    ceiling = CeilingRecord(lds=0.9, interval=None, replicates="training seeds", num_replicates=2, agreement=0.5)
+    bands = [
+        BandResult(first=first, last=first + 100, lds=value, interval=None, ceiling=ceiling)
+        for first, value in ((0, lds), (900, 0.4))
+    ]
+    return sample_result(lds).model_copy(update={"bands": bands})
+
+
+def test_by_noise_level_every_band_has_a_column_and_its_ceiling() -> None:
+    records = [
+        sample_record(results={"validation": banded(0.5)}),
+        sample_record(method="pixel", results={"validation": banded(0.2), "generation": sample_result()}),
+    ]
+    (board,) = boards(records)
+    (table,) = band_tables(board)  # of generated queries there is nothing by band
+    assert table.header == ["method", "t 0–99", "t 900–999"]
+    assert sorted(table.rows[:2]) == [["nda", "50.0", "40.0"], ["pixel", "20.0", "40.0"]]
+    assert table.rows[2] == ["noise ceiling", "90.0", "90.0"]
+    assert {column for _, column in table.bold} == {1, 2}
+    assert (table.rows.index(["nda", "50.0", "40.0"]), 1) in table.bold
+
+
+def test_what_is_found_says_what_is_best_of_each_kind() -> None:
+    records = [
+        sample_record(),
+        sample_record(method="random", results={name: sample_result(0.0) for name in ("validation", "generation")}),
+        sample_record(method="outside", access="UNKNOWN", cost=None),
+    ]
+    (board,) = boards(records)
+    assert finding(board) == (
+        "Of the methods that look at data alone, nda is best (50.0 [40.0, 60.0] on validation queries and 40.0 [30.0, 50.0] "
+        "on generation queries). Judged by 24 retrained models on random parts of 500 train images."
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0 µs"), (2.34e-5, "23 µs"), (0.0312, "31 ms"), (1.0, "1.0 s"), (13.53, "13.5 s"), (190.0, "3 min 10 s")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -12,6 +12,7 @@ from attribench.records.files import MethodRecord
 from attribench.records.lds import Record
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.boards import Board
+from attribench.reporting.compute import Comparison
 from attribench.reporting.counterfactual_tables import MEASURES
 from attribench.reporting.figures.style import ACCESS_COLOURS, ACCESS_MARKERS, COLOURS, MUTED, styled
 from attribench.settings import QUERY_SETS
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_LOOKS_AT = {"DATA": "data alone", "MODEL": "the model", "CHECKPOINTS": "checkpoints"}
+_LOOKS_AT = {"DATA": "data alone", "MODEL": "the model", "CHECKPOINTS": "checkpoints", "UNKNOWN": "unknown"}
 
 
 def lds_by_method(board: Board) -> Figure:
@@ -53,6 +54,34 @@ def lds_by_method(board: Board) -> Figure:
     return figure
 
 
+def lds_by_noise_level(board: Board) -> Figure:
+    """Every method's LDS on the losses of each band of timesteps, with 95 % intervals; a panel a query set."""
+    with styled():
+        figure = _figure(7.2, 3.6)
+        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
+        shown = [record for record in board.records if any(result.bands for result in record.results.values())]
+        for axes, name in zip(panels, QUERY_SETS, strict=True):
+            _grid(axes, "y")
+            axes.axhline(0, color=MUTED, linewidth=0.8)
+            ceilings: dict[float, float] = {}
+            for number, record in enumerate(shown):
+                bands = record.results[name].bands if name in record.results else []
+                middle = np.array([(band.first + band.last - 1) / 2 for band in bands])
+                lds, low, high = (
+                    100 * np.array([getattr(band, what) for band in bands]) for what in ("lds", "low", "high")
+                )
+                colour = _series_colour(number, len(shown))
+                axes.plot(middle, lds, "o-", color=colour, markersize=3, linewidth=1.2, label=record.method)
+                axes.fill_between(middle, low, high, color=colour, alpha=0.15 if len(shown) < 4 else 0.05, linewidth=0)
+                ceilings |= {at: 100 * band.ceiling.lds for at, band in zip(middle, bands, strict=True) if band.ceiling}
+            axes.plot(list(ceilings), list(ceilings.values()), "--", color=MUTED, linewidth=1, label="noise ceiling")
+            axes.set(xlabel="timestep of the losses", title=f"{name} queries")
+        panels[0].set_ylabel("LDS × 100")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.suptitle(_title(board.first), fontsize=9)
+    return figure
+
+
 def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
     """What a method costs, all its work divided by the queries scored, against its LDS with the 95 % interval."""
     with styled():
@@ -62,9 +91,9 @@ def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
         points = {}
         for record in board.records:
             result = record.results.get(query_set)
-            if result is None:
-                continue
             seconds = seconds_per_query(record)
+            if result is None or seconds is None:
+                continue
             low, high = 100 * (result.lds - result.low), 100 * (result.high - result.lds)
             axes.errorbar(
                 seconds, 100 * result.lds, yerr=[[low], [high]], fmt=ACCESS_MARKERS[record.access], markersize=5,
@@ -75,7 +104,7 @@ def cost_against_lds(board: Board, query_set: str = "generation") -> Figure:
         _plain_numbers(axes.xaxis)
         _name_at_the_side(axes, points)
         axes.set(xlabel="seconds a query, preparation included", ylabel=f"LDS × 100, {query_set} queries")
-        _access_legend(figure, board.records)
+        _access_legend(figure, [record for record in board.records if record.cost is not None])
         figure.suptitle(_title(board.first), fontsize=9)
     return figure
 
@@ -112,8 +141,13 @@ def _name_at_the_side(axes: Axes, points: dict[str, tuple[float, float]]) -> Non
         )  # fmt: skip
 
 
-def seconds_per_query(record: Record) -> float:
-    """Preparation divided by the queries scored, and scoring; at least a microsecond, for a logarithmic axis."""
+def seconds_per_query(record: Record) -> float | None:
+    """Preparation divided by the queries scored, and scoring; at least a microsecond, for a logarithmic axis.
+
+    None where the cost is unknown.
+    """
+    if record.cost is None:
+        return None
     queries = sum(len(result.per_query) for result in record.results.values())
     return max(1e-6, record.cost.prepare_seconds / max(queries, 1) + record.cost.seconds_per_query)
 
@@ -152,6 +186,36 @@ def sweep_lines(record: SweepRecord) -> Figure:
                 loc="center left", bbox_to_anchor=(1.0, 0.5), title=record.series_option.replace("_", " ")
             )
         figure.suptitle(f"{record.method}: {_title(record)}", fontsize=9)
+    return figure
+
+
+def compute_against_lds(comparison: Comparison) -> Figure:
+    """The LDS of each method against the seconds a query costs, a point a setting; where it has converged, filled."""
+    with styled():
+        figure = _figure(7.2, 3.6)
+        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, QUERY_SETS, strict=True):
+            _grid(axes, "both")
+            for number, (method, settings) in enumerate(comparison.settings.items()):
+                shown = [setting for setting in settings if name in setting.results]
+                found = [setting.results[name] for setting in shown]
+                seconds, lds = [max(s.seconds, 1e-6) for s in shown], [100 * result.lds for result in found]
+                errors = [[100 * (r.lds - r.low) for r in found], [100 * (r.high - r.lds) for r in found]]
+                colour, converged = _series_colour(number, len(comparison.settings)), comparison.converged(method)
+                axes.errorbar(
+                    seconds, lds, yerr=errors, fmt="o-", color=colour, label=method, markersize=4, linewidth=1, capsize=2,
+                    markerfacecolor="white",
+                )  # fmt: skip
+                full = [
+                    (s, value) for s, value, setting in zip(seconds, lds, shown, strict=True) if setting is converged
+                ]
+                axes.plot(*zip(*full, strict=True), "o", color=colour, markersize=5)
+            axes.set_xscale("log")
+            _plain_numbers(axes.xaxis)
+            axes.set(xlabel="seconds a query, preparation included", title=f"{name} queries")
+        panels[0].set_ylabel("LDS × 100")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.suptitle(_title(comparison.first), fontsize=9)
     return figure
 
 
@@ -228,7 +292,8 @@ def _access_legend(figure: Figure, records: Sequence[Record], ceiling: str = "")
     ]
     if ceiling:
         handles.append(Line2D([], [], color=MUTED, linestyle="--", label=ceiling))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def _title(record: MethodRecord) -> str:

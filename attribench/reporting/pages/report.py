@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from humanize import naturalsize
+
 from attribench.records.files import MethodRecord
 from attribench.records.gallery import Gallery
-from attribench.records.lds import QuerySetResult, Record
+from attribench.records.lds import CostRecord, QuerySetResult, Record
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.boards import Board, row_mean
 from attribench.reporting.collection import (
@@ -18,15 +20,18 @@ from attribench.reporting.collection import (
     CounterfactualGroup,
     Draughtsman,
     board_drawings,
+    compute_drawing,
     counterfactual_drawings,
     folder,
     gallery_size,
     sweep_drawing,
 )
+from attribench.reporting.compute import comparisons
 from attribench.reporting.counterfactual_tables import counterfactual_tables, row_label
-from attribench.reporting.formats import NOTHING, Table
+from attribench.reporting.findings import finding
+from attribench.reporting.formats import NOTHING, Table, duration
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
-from attribench.reporting.tables import ACCESS, CEILING, leaderboard, notes, preset_notes
+from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, leaderboard, notes, preset_notes
 from attribench.settings import QUERY_SETS
 
 
@@ -96,6 +101,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "setting": name,
         "title": board.title if board else first.title,
         "weight": truth.get("num_subsets", 0) * truth.get("num_seeds", 0),  # the surest numbers are shown first
+        "finding": finding(board) if board else "",
         "warning": " ".join(preset_notes(first)),
         "rows": [],
         "scale": ("0", "0"),
@@ -103,7 +109,12 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "ceiling": [],
         "figures": [],
         "galleries": [],
-        "sweeps": parts.drawn([sweep_drawing(sweep) for sweep in setting.sweeps]),
+        "sweeps": parts.drawn(
+            [
+                *(compute_drawing(comparison) for comparison in comparisons(setting.sweeps)),
+                *(sweep_drawing(sweep) for sweep in setting.sweeps),
+            ]
+        ),
         "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
         "details": _details(first, board),
     }
@@ -137,13 +148,7 @@ def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict
 
 
 def _row(record: Record, board: Board, low: float, high: float, parts: PageParts) -> dict[str, Any]:
-    cost, mean = record.cost, row_mean(record)
-    costs = [
-        (cost.prepare_seconds, f"{cost.prepare_seconds:.2f}"),
-        (cost.seconds_per_query, f"{cost.seconds_per_query:.2g}"),
-        (cost.peak_bytes, f"{cost.peak_bytes / 2**20:.0f}"),
-        (cost.stored_bytes, f"{cost.stored_bytes / 2**20:.1f}"),
-    ]
+    mean = row_mean(record)
     return {
         "method": record.method,
         "missing": False,
@@ -152,10 +157,20 @@ def _row(record: Record, board: Board, low: float, high: float, parts: PageParts
         "mean": f"{100 * mean:.1f}" if mean > float("-inf") else "",
         "access": record.access,
         "looks_at": ACCESS[record.access],
-        "cost": [{"value": repr(float(value)), "text": text} for value, text in costs],
+        "cost": [{"value": repr(float(value)), "text": text} for value, text in _costs(record.cost)],
         "tuned_on": record.tuned_on or NOTHING,
         **parts.link(record),
     }
+
+
+def _costs(cost: CostRecord | None) -> list[tuple[float, str]]:
+    """What to sort by, and the text."""
+    if cost is None:
+        return [(-1.0, UNKNOWN)] * 4
+    seconds, sizes = (cost.prepare_seconds, cost.seconds_per_query), (cost.peak_bytes, cost.stored_bytes)
+    return [(value, duration(value)) for value in seconds] + [
+        (value, naturalsize(value, binary=True)) for value in sizes
+    ]
 
 
 def _cell(record: Record, board: Board, query_set: str, low: float, high: float) -> dict[str, str] | None:

@@ -1,0 +1,116 @@
+"""What more compute buys: sweeps over how many timesteps and noise draws a method averages, by their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attribench.records.lds import CostRecord, MeasuredLDS
+from attribench.records.sweep import SweepRecord
+from attribench.reporting.formats import MISSING, Column, Table, duration
+from attribench.settings import QUERY_SETS
+
+#: Options of methods that buy precision with time.
+COMPUTE_OPTIONS = ("num_timesteps", "timesteps", "noise_draws")
+
+#: A setting has converged when its LDS × 100 on validation queries is no more than this below the method's best.
+TOLERANCE = 1.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method at one setting.
+
+    Attributes:
+        method: the row's name.
+        text: the options that were varied, as ``num_timesteps=100``.
+        seconds: a query, with its share of the preparation.
+        results: by query set.
+    """
+
+    method: str
+    text: str
+    seconds: float
+    results: dict[str, MeasuredLDS]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sweeps of one data set, setting and ground truth.
+
+    Attributes:
+        first: one of them, for what all share.
+        settings: of each method, the quickest first.
+    """
+
+    first: SweepRecord
+    settings: dict[str, list[Setting]]
+
+    def converged(self, method: str) -> Setting:
+        """The quickest setting of a method whose LDS on validation queries is within :data:`TOLERANCE` of its best."""
+        settings = [setting for setting in self.settings[method] if QUERY_SETS[0] in setting.results]
+        best = max(setting.results[QUERY_SETS[0]].lds for setting in settings)
+        return next(s for s in settings if 100 * (best - s.results[QUERY_SETS[0]].lds) <= TOLERANCE)
+
+
+def comparisons(sweeps: Sequence[SweepRecord]) -> list[Comparison]:
+    """The sweeps over :data:`COMPUTE_OPTIONS` whose cost is known, those together that may be compared."""
+    groups: dict[tuple[str, str, str], list[SweepRecord]] = {}
+    for sweep in sweeps:
+        if sweep.vary in COMPUTE_OPTIONS and sweep.series_option in ("", *COMPUTE_OPTIONS):
+            groups.setdefault((sweep.dataset, sweep.preset, sweep.setting_hash), []).append(sweep)
+    found = []
+    for group in groups.values():
+        settings: dict[str, list[Setting]] = {}
+        for sweep in group:
+            for setting in _settings(sweep):
+                if setting.text not in [other.text for other in settings.setdefault(setting.method, [])]:
+                    settings[setting.method].append(setting)
+        ordered = {name: sorted(rows, key=lambda row: row.seconds) for name, rows in sorted(settings.items()) if rows}
+        if ordered:
+            found.append(Comparison(group[0], ordered))
+    return found
+
+
+def compute_table(comparison: Comparison) -> Table:
+    """A row a setting: what it costs a query, and the LDS on each query set; what has converged is in bold."""
+    columns = [Column("method"), Column("setting"), *(Column("LDS×100 [95 %]", group=name) for name in QUERY_SETS)]
+    columns.append(Column("a query"))
+    rows, bold, rules = [], set(), set()
+    for method, settings in comparison.settings.items():
+        rules.add(len(rows))
+        converged = comparison.converged(method)
+        for setting in settings:
+            if setting is converged:
+                bold |= {(len(rows), column) for column in range(len(columns))}
+            lds = [setting.results[name].text if name in setting.results else MISSING for name in QUERY_SETS]
+            rows.append([method, setting.text, *lds, duration(setting.seconds)])
+    first = comparison.first
+    said = [
+        "A query: seconds on the machine of the records, with its share of the preparation. In bold: the quickest setting "
+        f"whose LDS×100 on validation queries is within {TOLERANCE:g} of the method's best: there it has converged.",
+    ]
+    return Table(
+        f"{first.title}: compute against quality", said, columns, rows, frozenset(bold), frozenset(rules - {0})
+    )
+
+
+def _settings(sweep: SweepRecord) -> Iterator[Setting]:
+    for point in sweep.points:
+        if point.cost is not None and QUERY_SETS[0] in point.results:
+            shown = [(sweep.vary, point.value), *([(sweep.series_option, point.series)] if sweep.series_option else [])]
+            text = ", ".join(f"{name}={_short(value)}" for name, value in sorted(shown))
+            yield Setting(sweep.method, text, _seconds(point.cost, sweep), point.results)
+
+
+def _seconds(cost: CostRecord, sweep: SweepRecord) -> float:
+    queries = sum(sweep.num_queries.values())
+    return cost.prepare_seconds / max(queries, 1) + cost.seconds_per_query
+
+
+def _short(value: Any) -> str:
+    """A list of timesteps by their number and range."""
+    if isinstance(value, list) and len(value) > 2:
+        return f"{len(value)} of {value[0]}…{value[-1]}"
+    return str(value)

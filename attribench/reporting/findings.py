@@ -1,0 +1,41 @@
+"""What a board found, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attribench.records.lds import Record
+from attribench.reporting.boards import Board, row_mean
+from attribench.settings import QUERY_SETS
+
+
+def finding(board: Board) -> str:
+    """The best method that looks at data alone, the best that looks at models, the ceiling, and from how many retrainings.
+
+    LDS × 100 with the 95 % interval; the best is the one with the highest mean over the query sets.
+    """
+    data = _best([record for record in board.records if record.access == "DATA"])
+    model = _best([record for record in board.records if record.access in ("MODEL", "CHECKPOINTS")])
+    said = [
+        f"of the methods that look at {what}, {record.method} is best ({_numbers(record)})"
+        for record, what in ((data, "data alone"), (model, "the model"))
+        if record is not None
+    ]
+    ceilings = [f"{100 * ceiling.lds:.1f} ({name})" for name in QUERY_SETS if (ceiling := board.ceiling(name))]
+    if ceilings:
+        said.append(f"a perfect method would reach {' and '.join(ceilings)}")
+    truth = board.first.settings["ground_truth"]
+    retrained = f"{truth['num_subsets'] * truth['num_seeds']} retrained models"
+    found = "; ".join(said) or "no method has a result on both query sets"
+    return (
+        f"{found[0].upper()}{found[1:]}. Judged by {retrained} on random parts of {board.first.num_train} train images."
+    )
+
+
+def _best(records: Sequence[Record]) -> Record | None:
+    whole = [record for record in records if row_mean(record) > float("-inf")]
+    return max(whole, key=row_mean, default=None)
+
+
+def _numbers(record: Record) -> str:
+    return " and ".join(f"{record.results[name].text} on {name} queries" for name in QUERY_SETS)
