@@ -24,21 +24,24 @@ from attribench.settings import QUERY_SETS
 METHODS = {"nda": ("DATA", 0.6), "dtrak": ("MODEL", 0.55), "tracincp": ("CHECKPOINTS", 0.1), "random": ("DATA", 0.0)}
 
 
-def write_results(folder: Path) -> Path:
-    """Fill ``folder`` with records; returns it."""
+def write_results(folder: Path, galleries: bool = True) -> Path:
+    """Fill ``folder`` with records, with or without images beside them; returns it."""
     train = images(20, 0)
     for number, (method, (access, quality)) in enumerate(METHODS.items()):
         changes: dict[str, Any] = {"method": method, "access": access, "created": f"2026-01-0{number + 1}T00:00:00Z"}
         results = {name: result(quality - 0.1 * index) for index, name in enumerate(QUERY_SETS)}
         if method == "tracincp":
             del results["generation"]
-        save_record(sample_record(**changes, results=results), folder, attachment(method, train, number))
+        beside = attachment(method, train, number)
+        beside = beside if galleries else {name: value for name, value in beside.items() if "gallery" not in name}
+        save_record(sample_record(**changes, results=results), folder, beside)
     for method in ("nda", "random"):
         save_record(sample_record(method=method, preset="smoke", setting_hash="smoke"), folder)
     save_record(sample_record(dataset="cifar2", preset="paper", setting_hash="c", image_shape=[3, 32, 32]), folder)
     save_file(sweep(), folder)
     for name, shift in ((CONTROL, 0.0), ("nda", 1.5), ("random", 0.1)):
-        save_file(*counterfactual(name, shift, folder))
+        record, _, pictures = counterfactual(name, shift, folder)
+        save_file(record, folder, pictures if galleries else {})
     return folder
 
 

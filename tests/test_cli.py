@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from attribench.cli import main
+from attribench.records.files import load_attachment
 from attribench.records.lds import load_records
 from attribench.registry import METHODS
 
@@ -107,6 +108,16 @@ def test_all_runs_every_method_and_lists_the_others_with_the_reason(
         rows = {name, f"{name}-dot", f"{name}-cosine"}
         assert rows & recorded or any(f"{row} was skipped: " in printed for row in rows), name
     assert {"pixel-dot", "pixel-cosine", "nda", "random"} <= recorded
+
+
+def test_galleries_false_files_no_images(finished: Path, tmp_path: Path) -> None:
+    def gallery(results: Path) -> bool:
+        (record,) = [record for record in load_records(results) if record.method == "pixel"]
+        return any("gallery" in name for name in load_attachment(record, results) or {})
+
+    assert run(finished, "pixel", "--galleries", "false", "--results", str(tmp_path)) == 0
+    assert gallery(finished / "results")
+    assert not gallery(tmp_path)
 
 
 def test_an_edited_option_is_a_row_of_its_own(finished: Path) -> None:

@@ -51,6 +51,12 @@ def add_protocol_option(parser: Any) -> None:
                         "are chosen on half of the validation queries and subsets, numbers are of the others.")  # fmt: skip
 
 
+def add_galleries_option(parser: Any) -> None:
+    """Whether images go into the results."""
+    parser.add_argument("--galleries", type=bool, help="false: file numbers alone, no images for galleries and figures "
+                        "(default: as the data set says, mostly true).")  # fmt: skip
+
+
 def add_runtime_options(parser: Any) -> None:
     """The fields of :class:`Runtime` with the help of its docstring."""
     from docstring_parser import parse
@@ -191,7 +197,7 @@ def configured(
         return None
     options = parse(parser, own)
     names, broken = _method_names(options.method) if methods else ([], {})
-    config = _resolve(options, dotted, names)
+    config = replace(_resolve(options, dotted, names), galleries=getattr(options, "galleries", None))
     if options.print_config:
         print(_show_config(config))
         return None

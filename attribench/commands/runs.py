@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from attribench.commands.parsing import add_protocol_option, configured, new_parser, runtime_of
+from attribench.commands.parsing import add_galleries_option, add_protocol_option, configured, new_parser, runtime_of
 from attribench.commands.writable import writable_folder
 from attribench.errors import UsageError
 
@@ -15,6 +15,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--results", type=str, default="results", help="Folder the records are filed in.")
     parser.add_argument("--tuned", action="store_true", help="Apply the options that attribench tune chose.")
     add_protocol_option(parser)
+    add_galleries_option(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0
@@ -130,6 +131,7 @@ def counterfactual(arguments: list[str]) -> int:
     parser.add_argument("--clip_model", type=str, default="ViT-B-32", help="CLIP model that compares images.")
     parser.add_argument("--clip_pretrained", type=str, default="openai", help="open_clip's tag of its weights.")
     parser.add_argument("--clip_checkpoint", type=str, help="A local file with its weights, in place of the download.")
+    add_galleries_option(parser)
     given = configured(parser, arguments, methods=True)
     if given is None:
         return 0

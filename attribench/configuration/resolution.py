@@ -54,6 +54,7 @@ class Config:
         data: its typed options.
         overrides: what the caller changed in the settings or the data, as dotted names.
         ground_truth: path of the ground truth to use; empty to retrain.
+        galleries: whether images are filed beside records; None: as the data module says.
     """
 
     dataset: str
@@ -64,6 +65,12 @@ class Config:
     methods: list[MethodConfig]
     overrides: dict[str, Any]
     ground_truth: str = ""
+    galleries: bool | None = None
+
+    @property
+    def files_images(self) -> bool:
+        """Whether images are filed beside records."""
+        return bool(self.data_class.galleries if self.galleries is None else self.galleries)
 
     def overrides_without(self, section: str) -> dict[str, Any]:
         """What the caller changed outside a section of the settings."""

@@ -98,6 +98,8 @@ class AttributionDataModule(L.LightningDataModule, ABC):
 
     #: The licence under which the images may be passed on; None if they may not, or nobody has said so.
     licence: ClassVar[str | None] = None
+    #: Whether records hold some of the images, for galleries and figures; ``--galleries`` decides otherwise.
+    galleries: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,8 +33,9 @@ class ClipValues(Frozen):
 class CounterfactualRecord(MethodRecord):
     """How far generated images move when a method's strongest proponents are removed before training.
 
-    Its attachment holds ``originals`` (uint8 ``(num_queries, C, H, W)``), ``regenerated`` (uint8 ``(num_queries, num_seeds,
-    C, H, W)``) and, but for the control, ``removed`` (int32 ``(num_queries, num_removed)``, train images by number).
+    Its attachment holds ``originals`` (uint8 ``(num_queries, C, H, W)``) and ``regenerated`` (uint8 ``(num_queries,
+    num_seeds, C, H, W)``), unless galleries are off, and, but for the control, ``removed`` (int32 ``(num_queries,
+    num_removed)``, train images by number).
 
     Attributes:
         query_ids: the generated images explained.

@@ -140,7 +140,7 @@ class Record(MethodRecord):
 
     Its attachment holds, for each query set, ``<set>.predictions`` and ``<set>.outputs`` (int16 ``(num_subsets,
     num_queries)``, twice the ranks over subsets: what comparisons of methods need), and of some queries the images with
-    their proponents and opponents (see :mod:`attribench.records.gallery`).
+    their proponents and opponents (see :mod:`attribench.records.gallery`), unless galleries are off.
 
     Attributes:
         protocol: ``strict`` if the numbers are of the halves nothing was chosen on.

@@ -74,7 +74,8 @@ def run(
             results={name: part.evaluate(scores[name], by_band=True) for name, part in parts.items()},
             cost=scoring.cost,
         )
-        beside = [part.attached(scores[name], experiment.train) for name, part in parts.items()]
+        shown = experiment.train if config.files_images else None
+        beside = [part.attached(scores[name], shown) for name, part in parts.items()]
         record, path = save_record(record, results, dict(ChainMap(*beside)), progress)
         progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)

@@ -241,7 +241,7 @@ def _file(
     results: Path,
     clip: Clip,
 ) -> tuple[CounterfactualRecord, Path]:
-    tensors = {"originals": queries.images, "regenerated": regenerated}
+    tensors = {"originals": queries.images, "regenerated": regenerated} if config.files_images else {}
     if row.method is not None:
         tensors["removed"] = row.removed.to(torch.int32)
     record = CounterfactualRecord(

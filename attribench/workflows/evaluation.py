@@ -108,14 +108,19 @@ class Evaluation:
             ceiling=ceiling,
         )
 
-    def attached(self, scores: Tensor, train: ImageSet) -> dict[str, Tensor]:
-        """What is filed beside a record; see :class:`attribench.records.lds.Record`."""
+    def attached(self, scores: Tensor, train: ImageSet | None) -> dict[str, Tensor]:
+        """What is filed beside a record; see :class:`attribench.records.lds.Record`.
+
+        Args:
+            scores: of the whole query set.
+            train: the train images, for a gallery; None for none.
+        """
         name, scores = self.queries.name, scores[self.index]
-        return {
+        ranks = {
             f"{name}.predictions": ranks_over_subsets(predict_outputs(scores, self.truth.masks)),
             f"{name}.outputs": ranks_over_subsets(self.truth.outputs),
-            **Gallery.of(self.queries, scores, train).tensors(f"{name}.gallery"),
         }
+        return ranks if train is None else ranks | Gallery.of(self.queries, scores, train).tensors(f"{name}.gallery")
 
 
 def ceiling(truth: GroundTruth, num_resamples: int = 1000) -> CeilingRecord | None:

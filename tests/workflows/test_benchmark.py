@@ -156,3 +156,28 @@ def test_the_gallery_shows_both_ends_of_the_ranking(finished: Finished) -> None:
         assert torch.equal(gallery.train_images[row, 1, 0], experiment.train.images[order[-1]])
         assert torch.equal(gallery.images[row], queries.images[number])
     assert Gallery.from_tensors({}, "validation.gallery") is None
+
+
+class Private(TinyData):
+    """Images that may not be passed on."""
+
+    galleries = False
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "files"),
+    [(TinyData, None, True), (TinyData, False, False), (Private, None, False), (Private, True, True)],
+)
+def test_without_galleries_numbers_alone_are_filed(
+    finished: Finished, tmp_path: Path, data: type[TinyData], asked: bool | None, files: bool
+) -> None:
+    _, experiment, _ = finished
+    methods = [MethodConfig("alike", Alike, {})]
+    config = Config("tiny", "smoke", data, {}, experiment.settings, methods, {}, galleries=asked)
+    (record,) = run(config, experiment.runtime, tmp_path, silent_progress).records
+    names = set(load_attachment(record, tmp_path) or {})
+    ranks = {f"{name}.{kept}" for name in QUERY_SETS for kept in ("predictions", "outputs")}
+    assert ranks <= names
+    assert bool(names - ranks) == files
+    pixels = experiment.validation.images[0].numpy().tobytes()
+    assert any(pixels in path.read_bytes() for path in tmp_path.rglob("*.safetensors")) == files

@@ -173,6 +173,16 @@ def test_more_than_there_is(evaluate: Any, changes: dict[str, int], message: str
         evaluate(ByNumber, **changes)
 
 
+def test_without_galleries_no_image_is_filed(tiny_settings: Settings, runtime: Runtime, tmp_path: Path) -> None:
+    settings = replace(tiny_settings, counterfactual=CounterfactualSettings(num_queries=2, num_removed=6, num_seeds=1))
+    methods = [MethodConfig("by-number", ByNumber, {})]
+    config = Config("tiny", "smoke", TinyData, {}, settings, methods, {}, galleries=False)
+    control, record = run(config, runtime, tmp_path / "results", silent_progress, Clip()).records
+    assert load_attachment(control, tmp_path / "results") == {}
+    assert set(load_attachment(record, tmp_path / "results") or {}) == {"removed"}
+    assert all(value > 0 for row in record.l2 for value in row)
+
+
 def test_queries_are_drawn_as_published() -> None:
     assert choose_queries(1000, 60)[:5] == [521, 737, 740, 660, 411]
     assert len(set(choose_queries(1000, 60))) == 60

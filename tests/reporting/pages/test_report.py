@@ -12,6 +12,7 @@ from sample_results import write_results
 
 from attribench.cli import main
 from attribench.records.lds import save_record
+from attribench.reporting.collection import Collection
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,17 @@ def test_one_data_set_or_preset_alone(results: Path, tmp_path: Path) -> None:
     assert 'id="digits-preset-smoke"' in page
     assert "digits-preset-small" not in page
     assert "cifar2" not in page
+
+
+def test_records_without_images_make_a_page_and_figures_without(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "results", galleries=False)
+    page = report(results, tmp_path / "page.html")
+    assert "Strongest proponents and opponents" not in page
+    assert "Counterfactual: without the strongest proponents" in page
+    drawings = {drawing.name: drawing for drawing in Collection(results, "digits", "small").drawings()}
+    assert not [name for name in drawings if "gallery" in name]
+    assert drawings["digits/small/counterfactual-images"].draw() is None
+    assert drawings["digits/small/counterfactual"].draw() is not None
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
