@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
-
-import yaml
 
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board
 from attribench.reporting.formats import MISSING, Column, Table
+from attribench.reporting.published import Published, load_published
 from attribench.reporting.tables import preset_notes, published_cell
 from attribench.settings import QUERY_SETS
-
-
-@dataclass(frozen=True)
-class PublishedMethod:
-    """A method's published numbers.
-
-    Attributes:
-        name: what the paper calls it.
-        row: what our tables call it.
-        results: by data set: one text a query set, in the order of ``QUERY_SETS``; minus signs are hyphens, as in our numbers.
-    """
-
-    name: str
-    row: str
-    results: dict[str, list[str]]
-
-
-def published() -> tuple[str, list[PublishedMethod]]:
-    """The source of the published numbers, and the methods in its order."""
-    text = resources.files("attribench.configs").joinpath("published.yaml").read_text("utf-8")
-    content = yaml.safe_load(text)
-    methods = []
-    for entry in content["methods"]:
-        cells = {key: values for key, values in entry.items() if key not in ("name", "row")}
-        results = {dataset: [str(value).replace("−", "-") for value in values] for dataset, values in cells.items()}
-        methods.append(PublishedMethod(entry["name"], entry["row"], results))
-    return content["source"], methods
 
 
 def paper_tables(boards: Sequence[Board], with_published: bool = False) -> list[Table]:
@@ -47,7 +17,8 @@ def paper_tables(boards: Sequence[Board], with_published: bool = False) -> list[
 
     Args:
         boards: any.
-        with_published: put the published numbers beside ours, in columns of their own.
+        with_published: put the published numbers beside ours, in columns of their own, and those of methods that we have no
+            record of in rows of their own.
     """
     groups: dict[tuple[str, ...], list[Board]] = {}
     for board in boards:
@@ -57,50 +28,59 @@ def paper_tables(boards: Sequence[Board], with_published: bool = False) -> list[
 
 
 def _table(boards: list[Board], with_published: bool) -> Table:
-    source, known = published()
-    names = {method.row: method for method in known}
-    rows_here = {record.method for board in boards for record in board.records}
-    order = [method.row for method in known if method.row in rows_here]
-    order += sorted(rows_here - set(order), key=lambda name: (_access(name, boards), name))
+    known = load_published()
+    datasets = list(dict.fromkeys(board.first.dataset for board in boards))
+    shown = [dataset for dataset in datasets if dataset in known.datasets] if with_published else []
+    names = {method.row or method.name: method.name for method in known.methods}
+    order = _order(boards, known, shown)
     columns = [Column("method")]
     for board in boards:
         columns += [Column(name, group=board.first.dataset) for name in QUERY_SETS]
-    shown = [board.first.dataset for board in boards if any(board.first.dataset in m.results for m in known)]
-    if with_published:
-        for dataset in shown:
-            columns += [Column(name, group=f"{dataset}, published") for name in QUERY_SETS]
+    for dataset in shown:
+        columns += [Column(name, group=f"{dataset}, published") for name in QUERY_SETS]
     rows, bold, rules = [], set(), set()
+    data_alone = [_looks_at_data(name, boards, known) for name in order]
     for number, name in enumerate(order):
-        if number and _access(name, boards) > 0 and _access(order[number - 1], boards) == 0:
+        if number and data_alone[number - 1] and not data_alone[number]:
             rules.add(number)
-        cells = [names[name].name if name in names else name]
+        cells = [names.get(name, name)]
         for board in boards:
             record = _find(name, board)
             for query_set in QUERY_SETS:
                 if record and query_set in record.results and name in board.best[query_set] and len(board.records) > 1:
                     bold.add((number, len(cells)))
                 cells.append(published_cell(record.results.get(query_set) if record else None))
-        if with_published:
-            for dataset in shown:
-                cells += names[name].results.get(dataset, [MISSING] * 2) if name in names else [MISSING] * 2
+        for dataset in shown:
+            for query_set in QUERY_SETS:
+                cell = known.cell(names.get(name, name), dataset, query_set)
+                cells.append(cell.text + cell.mark if cell else MISSING)
         rows.append(cells)
-    return Table(
-        _title(boards),
-        _notes(boards, source if with_published else ""),
-        columns,
-        rows,
-        frozenset(bold),
-        frozenset(rules),
-    )
+    notes = _notes(boards, known.notes(shown) if shown else [])
+    return Table(_title(boards), notes, columns, rows, frozenset(bold), frozenset(rules))
+
+
+def _order(boards: Sequence[Board], known: Published, shown: Sequence[str]) -> list[str]:
+    """Our names of the rows: those that were published, in their order, then the others."""
+    here = {record.method for board in boards for record in board.records}
+    published = [
+        method.row or method.name for method in known.methods if method.row in here or known.has(method.name, shown)
+    ]
+    others = here - set(published)
+    return published + sorted(others, key=lambda name: (not _looks_at_data(name, boards, known), name))
 
 
 def _find(name: str, board: Board) -> Record | None:
     return next((record for record in board.records if record.method == name), None)
 
 
-def _access(name: str, boards: Sequence[Board]) -> int:
-    """0 for methods that look at data alone, 1 for the others."""
-    return int(any(record.method == name and record.access != "DATA" for board in boards for record in board.records))
+def _looks_at_data(name: str, boards: Sequence[Board], known: Published) -> bool:
+    """Whether a method looks at data alone, by our records, or else as published."""
+    access = {record.access for board in boards for record in board.records if record.method == name}
+    return (
+        access == {"DATA"}
+        if access
+        else any(method.looks_at == "data" for method in known.methods if name in (method.row, method.name))
+    )
 
 
 def _title(boards: Sequence[Board]) -> str:
@@ -108,7 +88,7 @@ def _title(boards: Sequence[Board]) -> str:
     return f"LDS × 100, {setting}"
 
 
-def _notes(boards: Sequence[Board], source: str) -> list[str]:
+def _notes(boards: Sequence[Board], published: list[str]) -> list[str]:
     notes = [
         "Mean ± standard deviation over 64 resamples of the subsets; methods above the line look at data alone.",
         "Bold: the best of each column and those not distinguishable from it by paired tests.",
@@ -123,6 +103,4 @@ def _notes(boards: Sequence[Board], source: str) -> list[str]:
         if record.tuned_on
     ]
     notes.append(f"Tuned: {'; '.join(tuned) or 'nothing'}.")
-    if source:
-        notes.append(f"Published: {source}; their options were chosen on the queries and subsets reported.")
-    return notes + preset_notes(boards[0].first)
+    return notes + published + preset_notes(boards[0].first)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +13,7 @@ from attribench.cli import main
 from attribench.records.lds import load_records
 from attribench.reporting.boards import boards
 from attribench.reporting.formats import render
-from attribench.reporting.paper import paper_tables, published
-
-#: What the authors of D-TRAK published of their own evaluation, a table beside the repository.
-EVALUATION = Path(__file__).parents[2].parent / "shared" / "published" / "dtrak_table.md"
-#: Cells of CIFAR-10's generated queries in which the paper's Table 1 and that evaluation disagree.
-DISPUTED = {"gradient-dot", "gradient-cosine", "tracincp", "gas"}
+from attribench.reporting.paper import paper_tables
 
 
 @pytest.fixture(scope="module")
@@ -66,57 +60,61 @@ def test_latex_has_booktabs_groups_and_bold(results: Path, capsys: pytest.Captur
 
 def test_published_numbers_never_share_a_column_with_ours(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(results, "--published", "--format", "csv", "--dataset", "cifar2") == 0
-    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert row["cifar2 validation"] == "49.0 ± 2.0"
-    assert row["cifar2, published validation"] == "24.88 ± 0.42"
-    assert row["cifar2, published generation"] == "15.91 ± 0.49"
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert rows["NDA"]["cifar2 validation"] == "49.0 ± 2.0"
+    assert rows["NDA"]["cifar2, published validation"] == "24.88 ± 0.42"
+    assert rows["NDA"]["cifar2, published generation"] == "15.91 ± 0.49"
+    assert rows["D-TRAK, K = 100"]["cifar2, published validation"] == "33.74 ± 0.37"
+    assert rows["D-TRAK, K = 100"]["cifar2 validation"] == "—"
+    assert rows["Journey-TRAK"]["cifar2, published validation"] == "—"
+    assert len(rows) == 31
 
 
-def test_every_published_row_is_complete() -> None:
-    source, methods = published()
-    assert "2510.14269" in source
-    assert len(methods) == 11
-    for method in methods:
-        assert set(method.results) == {"cifar2", "cifar10", "celeba"}
-        for cells in method.results.values():
-            for cell in cells:
-                assert re.fullmatch(r"-?\d+\.\d\d ± \d\.\d\d", cell), (
-                    "a mean and its deviation, the minus as in our own numbers"
-                )
+def test_our_row_of_100_timesteps_stands_beside_the_published_one() -> None:
+    name = "dtrak[num_timesteps=100]"
+    records = [sample_record(dataset="cifar10", method=method, access="MODEL") for method in ("dtrak", name)]
+    (table,) = paper_tables(boards(records), with_published=True)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["D-TRAK"] == ["49.0 ± 2.0", "39.0 ± 2.0", "14.69 ± 0.46", "11.05 ± 0.43"]
+    assert rows["D-TRAK, K = 100"] == ["49.0 ± 2.0", "39.0 ± 2.0", "20.56 ± 0.42", "16.11 ± 0.36"]
+    assert name not in rows
+    assert [table.rows[number][0] for number in table.rules] == ["Gradient (dot)"]
+    (plain,) = paper_tables(boards(records))
+    assert [row[0] for row in plain.rows] == ["D-TRAK", "D-TRAK, K = 100"]
 
 
-def test_raw_pixels_are_anti_correlated_on_generated_faces() -> None:
-    rows = {method.row: method.results["celeba"][1] for method in published()[1]}
-    assert (rows["pixel-dot"], rows["pixel-cosine"]) == ("-4.94 ± 1.58", "-4.39 ± 1.63")
+def test_errata_are_marked_and_explained_below() -> None:
+    (table,) = paper_tables(
+        boards([sample_record(dataset=name) for name in ("celeba", "cifar10")]), with_published=True
+    )
+    headers = table.header
+    rows = {row[0]: dict(zip(headers, row, strict=True)) for row in table.rows}
+    assert rows["Raw pixel (dot)"]["celeba, published generation"] == "-4.94 ± 1.58¹"
+    assert rows["GAS"]["cifar10, published generation"] == "1.25 ± 0.41²"
+    assert sum(cell[-1] in "¹²³" for row in table.rows for cell in row) == 6
+    notes = " ".join(table.notes)
+    assert "¹ celeba, generation: Table 1 of NDA prints 4.94 ± 1.58 for Raw pixel (dot), 4.38 ± 1.63 for" in notes
+    assert "² cifar10, generation: Table 1 of NDA prints 0.74 ± 0.45 for Gradient (dot)" in notes
+    assert "cifar10: The ground truth appears to average three training seeds" in notes
+    (other,) = paper_tables(boards([sample_record(dataset="cifar2")]), with_published=True)
+    assert not {"¹", "²"} & set("".join([*other.notes, *(cell for row in other.rows for cell in row)]))
+    assert r"1.25 $\pm$ 0.41$^2$" in render([table], "latex")
 
 
-@pytest.mark.skipif(not EVALUATION.is_file(), reason="needs the table of D-TRAK's evaluation beside the repository")
-def test_published_cells_are_those_of_the_evaluation() -> None:
-    text = EVALUATION.read_text("utf-8").replace("±", " ± ")
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line]
-    rows = {name: [cell.split(" / ") for cell in cells[:3]] for name, *cells in lines if len(cells) == 5}
-    rows["NDA"] = re.findall(r"(\S+ ± \S+) / (\d+\.\d+ ± \d+\.\d+)", text.split("NDA's rows")[1].split("|")[0])
-    compared = 0
-    for method in published()[1]:
-        name = method.name.replace("(dot)", "dot").replace("(cosine)", "cos")
-        expected = dict(
-            zip(("cifar2", "cifar10", "celeba"), rows[name if name in rows else f"{name} K10"], strict=True)
-        )
-        for dataset, cells in method.results.items():
-            for number, cell in enumerate(cells):
-                if (dataset, number) == ("cifar10", 1) and method.row in DISPUTED:
-                    continue
-                assert cell == expected[dataset][number], (method.name, dataset)
-                compared += 1
-    assert compared == 11 * 6 - len(DISPUTED)
+def test_data_sets_without_published_numbers_get_no_column(results: Path) -> None:
+    records = [record for record in load_records(results) if record.dataset == "digits"]
+    with_them, without = (paper_tables(boards(records, results), published) for published in (True, False))
+    assert with_them == without
 
 
 @pytest.mark.parametrize("minus", ["-", "−"])
 def test_a_negative_number_is_one_in_every_format(minus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "published.yaml").write_text(
-        f"source: a paper\nmethods:\n  - {{name: NDA, row: nda, digits: [{minus}4.94 ± 1.58, 1.00 ± 0.10]}}\n", "utf-8"
+        "methods: [{name: NDA, row: nda}]\n"
+        f"sources: [{{name: a, where: b, cells: {{NDA: {{digits: [{minus}4.94 ± 1.58, 1.00 ± 0.10]}}}}}}]\n",
+        "utf-8",
     )
-    monkeypatch.setattr("attribench.reporting.paper.resources", SimpleNamespace(files=lambda package: tmp_path))
+    monkeypatch.setattr("attribench.reporting.published.resources", SimpleNamespace(files=lambda package: tmp_path))
     tables = paper_tables(boards([sample_record(results={"validation": sample_result(-0.5)})]), with_published=True)
     for style, ours, theirs in (
         ("terminal", "-51.0 ± 2.0", "-4.94 ± 1.58"),
