@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,7 @@ from typing import Literal
 Format = Literal["terminal", "markdown", "latex", "csv"]
 FORMATS: tuple[Format, ...] = ("terminal", "markdown", "latex", "csv")
 MISSING = "—"
+_TERMINAL = 120  # characters a line, if a table needs no more
 NOTHING = "nothing"  # a note that need not be told a row at a time
 
 
@@ -86,12 +88,14 @@ def _terminal(table: Table) -> str:
     from rich.text import Text
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=120, highlight=False, markup=False, emoji=False)  # names are shown as they are
+    console = Console(
+        file=buffer, width=_TERMINAL, highlight=False, markup=False, emoji=False
+    )  # names are shown as they are
     rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     shown = [(index, column) for index, column in enumerate(table.columns) if column.place == "own"]
     below = {index - 1: index for index, column in enumerate(table.columns) if column.place == "below"}
     for index, column in shown:
-        lines = [column.group] if column.group else []
+        lines = column.group.replace(", ", ",\n").split("\n") if column.group else []
         lines += [column.name] if column.group else column.name.split(" ")
         if index in below:
             lines.append(f"({table.columns[below[index]].name})")
@@ -105,7 +109,10 @@ def _terminal(table: Table) -> str:
             rich_table.add_section()
         rich_table.add_row(*cells)
     console.print(table.title)
+    console.width = sys.maxsize
+    console.width = max(_TERMINAL, console.measure(rich_table).maximum)  # a number cut short would be another number
     console.print(rich_table)
+    console.width = _TERMINAL
     for note in table.notes:
         console.print(note)
     for index, column in enumerate(table.columns):

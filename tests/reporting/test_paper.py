@@ -101,6 +101,15 @@ def test_errata_are_marked_and_explained_below() -> None:
     assert r"1.25 $\pm$ 0.41$^2$" in render([table], "latex")
 
 
+def test_a_terminal_shows_wide_tables_whole() -> None:
+    records = [sample_record(dataset=name) for name in ("cifar2", "cifar10", "celeba")]
+    tables = paper_tables(boards(records), with_published=True)
+    text = render(tables, "terminal")
+    assert "…" not in text
+    assert "Empirical influence, 128 models" in text
+    assert text.count("-4.94 ± 1.58¹") == 1
+
+
 def test_data_sets_without_published_numbers_get_no_column(results: Path) -> None:
     records = [record for record in load_records(results) if record.dataset == "digits"]
     with_them, without = (paper_tables(boards(records, results), published) for published in (True, False))
