@@ -42,6 +42,16 @@ class Board:
             )
         return self.first.title
 
+    @property
+    def query_sets(self) -> tuple[str, ...]:
+        """Those that any record has, in the order tables show them."""
+        return query_sets_of(self.records)
+
+    def ids(self, query_set: str) -> list[str]:
+        """The names of a query set's queries; empty where no record has it."""
+        found = (record.results[query_set].query_ids for record in self.records if query_set in record.results)
+        return next(found, [])
+
     def ceiling(self, query_set: str) -> CeilingRecord | None:
         """The noise ceiling of a query set, if the records have it."""
         found = (record.results[query_set].ceiling for record in self.records if query_set in record.results)
@@ -108,14 +118,20 @@ def _same_truth(first: Record, second: Record) -> bool:
 
 
 def _board(records: list[Record], results: Path | None) -> Board:
-    ordered = sorted(records, key=lambda record: -row_mean(record))
+    query_sets = query_sets_of(records)  # what all of them lack keeps none from its place
+    ordered = sorted(records, key=lambda record: -row_mean(record, query_sets))
     attachments = (
         {} if results is None else {record.method: load_attachment(record, results) or {} for record in records}
     )
     return Board(ordered, attachments)
 
 
-def row_mean(record: Record) -> float:
-    """Mean LDS over the query sets, −∞ if one is missing."""
-    values = [record.results[name].lds for name in QUERY_SETS if name in record.results]
-    return sum(values) / len(values) if len(values) == len(QUERY_SETS) else float("-inf")
+def query_sets_of(records: Sequence[Record]) -> tuple[str, ...]:
+    """The query sets that any record has, in the order tables show them: published ground truth may lack one."""
+    return tuple(name for name in QUERY_SETS if any(name in record.results for record in records))
+
+
+def row_mean(record: Record, query_sets: Sequence[str] = QUERY_SETS) -> float:
+    """Mean LDS over some query sets, −∞ if one is missing."""
+    values = [record.results[name].lds for name in query_sets if name in record.results]
+    return sum(values) / len(values) if values and len(values) == len(query_sets) else float("-inf")

@@ -17,7 +17,6 @@ from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.compute import Comparison, comparisons
 from attribench.reporting.figures import charts, pictures
-from attribench.settings import QUERY_SETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +146,7 @@ def board_drawings(board: Board) -> Iterator[Drawing]:
             "throughout.",
             partial(charts.lds_by_noise_level, board),
         )
-    for name in QUERY_SETS:
+    for name in board.query_sets:
         yield Drawing(
             f"{where}/cost-{name}",
             f"Cost against LDS on {name} queries; seconds on the machine of the records, preparation divided by the queries.",

@@ -47,6 +47,12 @@ class Comparison:
     first: SweepRecord
     settings: dict[str, list[Setting]]
 
+    @property
+    def query_sets(self) -> list[str]:
+        """Those that any setting has results on, in the order tables show them."""
+        settings = [setting for rows in self.settings.values() for setting in rows]
+        return [name for name in QUERY_SETS if any(name in setting.results for setting in settings)]
+
     def converged(self, method: str) -> Setting:
         """The quickest setting of a method whose LDS on validation queries is within :data:`TOLERANCE` of its best."""
         settings = [setting for setting in self.settings[method] if QUERY_SETS[0] in setting.results]

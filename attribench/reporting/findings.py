@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board, row_mean
-from attribench.settings import QUERY_SETS
 
 
 def finding(board: Board) -> str:
@@ -14,28 +13,30 @@ def finding(board: Board) -> str:
 
     LDS × 100 with the 95 % interval; the best is the one with the highest mean over the query sets.
     """
-    data = _best([record for record in board.records if record.access == "DATA"])
-    model = _best([record for record in board.records if record.access in ("MODEL", "CHECKPOINTS")])
+    data = _best([record for record in board.records if record.access == "DATA"], board.query_sets)
+    model = _best([record for record in board.records if record.access in ("MODEL", "CHECKPOINTS")], board.query_sets)
     said = [
         f"of the methods that look at {what}, {record.method} is best ({_numbers(record)})"
         for record, what in ((data, "data alone"), (model, "the model"))
         if record is not None
     ]
-    ceilings = [f"{100 * ceiling.lds:.1f} ({name})" for name in QUERY_SETS if (ceiling := board.ceiling(name))]
+    ceilings = [f"{100 * ceiling.lds:.1f} ({name})" for name in board.query_sets if (ceiling := board.ceiling(name))]
     if ceilings:
         said.append(f"a perfect method would reach {' and '.join(ceilings)}")
     truth = board.first.settings["ground_truth"]
     retrained = f"{truth['num_subsets'] * truth['num_seeds']} retrained models"
-    found = "; ".join(said) or "no method has a result on both query sets"
+    found = "; ".join(said) or "no method has a result on every query set"
     return (
         f"{found[0].upper()}{found[1:]}. Judged by {retrained} on random parts of {board.first.num_train} train images."
     )
 
 
-def _best(records: Sequence[Record]) -> Record | None:
-    whole = [record for record in records if row_mean(record) > float("-inf")]
-    return max(whole, key=row_mean, default=None)
+def _best(records: Sequence[Record], query_sets: Sequence[str]) -> Record | None:
+    def mean(record: Record) -> float:
+        return row_mean(record, query_sets)
+
+    return max((record for record in records if mean(record) > float("-inf")), key=mean, default=None)
 
 
 def _numbers(record: Record) -> str:
-    return " and ".join(f"{record.results[name].text} on {name} queries" for name in QUERY_SETS)
+    return " and ".join(f"{result.text} on {name} queries" for name, result in record.results.items())

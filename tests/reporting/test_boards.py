@@ -50,6 +50,23 @@ def test_without_attachments_nothing_is_tested(results: Path) -> None:
     assert smoke.ceiling("validation") is None
 
 
+def test_a_query_set_that_no_record_has_keeps_none_from_its_place() -> None:
+    lds = {"weak": 0.1, "strong": 0.9, "fair": 0.5}
+    (board,) = boards([sample_record(method=name, results={"validation": sample_result(lds[name])}) for name in lds])
+    assert [record.method for record in board.records] == ["strong", "fair", "weak"]
+    assert board.query_sets == ("validation",)
+    (table,) = leaderboards(board.records)
+    assert {row[3] for row in table.rows} == {"—"}
+
+
+def test_query_names_are_those_of_a_record_that_has_them() -> None:
+    (board,) = boards(
+        [sample_record(method=name, results={name: sample_result()}) for name in ("validation", "generation")]
+    )
+    assert board.ids("validation") == board.ids("generation") == ["a", "b"]
+    assert board.ids("other") == []
+
+
 def test_a_damaged_attachment_is_an_error_that_names_it(results: Path) -> None:
     (file,) = (results / "records" / "digits" / "small").glob("nda.*.safetensors")
     content = bytearray(file.read_bytes())

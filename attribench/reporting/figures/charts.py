@@ -30,8 +30,8 @@ def lds_by_method(board: Board) -> Figure:
     records = board.records
     with styled():
         figure = _figure(7.2, 1.1 + 0.27 * len(records))
-        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
-        for axes, name in zip(panels, QUERY_SETS, strict=True):
+        panels = figure.subplots(1, len(board.query_sets), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, board.query_sets, strict=True):
             _grid(axes, "x")
             axes.axvline(0, color=MUTED, linewidth=0.8)
             for position, record in enumerate(reversed(records)):
@@ -49,7 +49,9 @@ def lds_by_method(board: Board) -> Figure:
                 axes.axvline(100 * ceiling.lds, color=MUTED, linestyle="--", linewidth=1)
             axes.set(xlabel="LDS × 100", title=f"{name} queries", ylim=(-0.6, len(records) - 0.4))
         panels[0].set_yticks(range(len(records)), [record.method for record in reversed(records)])
-        _access_legend(figure, records, "noise ceiling" if any(board.ceiling(name) for name in QUERY_SETS) else "")
+        _access_legend(
+            figure, records, "noise ceiling" if any(board.ceiling(name) for name in board.query_sets) else ""
+        )
         figure.suptitle(_title(board.first), fontsize=9)
     return figure
 
@@ -58,9 +60,9 @@ def lds_by_noise_level(board: Board) -> Figure:
     """Every method's LDS on the losses of each band of timesteps, with 95 % intervals; a panel a query set."""
     with styled():
         figure = _figure(7.2, 3.6)
-        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(board.query_sets), sharey=True, squeeze=False)[0]
         shown = [record for record in board.records if any(result.bands for result in record.results.values())]
-        for axes, name in zip(panels, QUERY_SETS, strict=True):
+        for axes, name in zip(panels, board.query_sets, strict=True):
             _grid(axes, "y")
             axes.axhline(0, color=MUTED, linewidth=0.8)
             ceilings: dict[float, float] = {}
@@ -156,9 +158,10 @@ def sweep_lines(record: SweepRecord) -> Figure:
     """The LDS against the option that was varied, a curve a series, with 95 % intervals; a panel a query set."""
     with styled():
         figure = _figure(7.2, 3.0)
-        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
+        query_sets = [name for name in QUERY_SETS if any(name in point.results for point in record.points)]
+        panels = figure.subplots(1, len(query_sets), sharey=True, squeeze=False)[0]
         series = list({str(point.series): point.series for point in record.points}.values())
-        for axes, name in zip(panels, QUERY_SETS, strict=True):
+        for axes, name in zip(panels, query_sets, strict=True):
             _grid(axes, "y")
             for number, which in enumerate(series):
                 points = [point for point in record.points if point.series == which and name in point.results]
@@ -193,8 +196,8 @@ def compute_against_lds(comparison: Comparison) -> Figure:
     """The LDS of each method against the seconds a query costs, a point a setting; where it has converged, filled."""
     with styled():
         figure = _figure(7.2, 3.6)
-        panels = figure.subplots(1, len(QUERY_SETS), sharey=True, squeeze=False)[0]
-        for axes, name in zip(panels, QUERY_SETS, strict=True):
+        panels = figure.subplots(1, len(comparison.query_sets), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, comparison.query_sets, strict=True):
             _grid(axes, "both")
             for number, (method, settings) in enumerate(comparison.settings.items()):
                 shown = [setting for setting in settings if name in setting.results]

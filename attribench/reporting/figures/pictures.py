@@ -65,7 +65,7 @@ def gallery(board: Board, query_set: str, number: int) -> Figure | None:
                 score = f"{shown.scores[number, side, place].item():.2g}"
                 tiles.append(_Tile(start + place, row, shown.train_images[number, side, place], score))
     index = int(found[0][1].queries[number])
-    ids = board.first.results[query_set].query_ids
+    ids = board.ids(query_set)
     heads = [(0.0, "query"), (starts[0], "proponents, strongest first"), (starts[1], "opponents, strongest first")]
     title = f"{board.first.title}: {query_set} query {ids[index] if index < len(ids) else index}"
     return _grid(tiles, [record.method for record, _ in found], heads, title)

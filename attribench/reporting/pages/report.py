@@ -217,7 +217,7 @@ def _gallery(board: Board, query_set: str, identity: str) -> dict[str, Any]:
         if found is not None:
             shown[record.method] = found
     first = next(iter(shown.values()))
-    ids = board.first.results[query_set].query_ids
+    ids = board.ids(query_set)
     prefix = f"{identity}-{query_set}"
     queries = [
         {

@@ -18,7 +18,7 @@ from attribench.records.files import save_file
 from attribench.records.lds import Record, load_records, save_record
 from attribench.records.sweep import load_sweeps
 from attribench.reporting.boards import boards
-from attribench.reporting.collection import Collection
+from attribench.reporting.collection import Collection, board_drawings
 from attribench.reporting.figures import charts
 from attribench.reporting.figures.style import styled
 
@@ -75,6 +75,19 @@ def test_a_missing_cell_draws_nothing(results: Path) -> None:
     board = next(board for board in boards(load(results), results) if board.first.preset == "small")
     cost = charts.cost_against_lds(board, "generation")
     assert {text.get_text() for text in cost.axes[0].texts} == set(METHODS) - {"tracincp"}
+
+
+def test_a_query_set_that_no_record_has_takes_no_room() -> None:
+    record = sample_record(results={"validation": sample_record().results["validation"]})
+    (board,) = boards([record])
+    assert [axes.get_title() for axes in charts.lds_by_method(board).axes] == ["validation queries"]
+    assert [drawing.name.rpartition("/")[2] for drawing in board_drawings(board)] == ["lds", "cost-validation"]
+    swept = sweep()
+    points = [
+        point.model_copy(update={"results": {"validation": point.results["validation"]}}) for point in swept.points
+    ]
+    figure = charts.sweep_lines(swept.model_copy(update={"points": points}))
+    assert [axes.get_title() for axes in figure.axes] == ["validation queries"]
 
 
 def test_names_beside_the_cost_figure_do_not_overlap() -> None:

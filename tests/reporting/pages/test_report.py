@@ -50,6 +50,14 @@ def test_what_it_says(results: Path) -> None:
         assert part in page
 
 
+def test_a_query_set_that_no_record_has_is_missing(tmp_path: Path) -> None:
+    save_record(sample_record(results={"validation": sample_record().results["validation"]}), tmp_path / "results")
+    page = report(tmp_path / "results", tmp_path / "page.html")
+    assert "missing</td>" in page
+    assert "on validation queries" in page
+    assert "on generation queries" not in page
+
+
 def test_links_lead_to_records_wherever_the_page_is(results: Path, tmp_path: Path) -> None:
     page = report(results, tmp_path / "elsewhere" / "page.html")
     assert 'href="../results/records/digits/small/nda.json"' in page
