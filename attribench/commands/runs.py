@@ -175,7 +175,7 @@ def sweep(arguments: list[str]) -> int:
     record, path = measure(config, runtime_of(options), results, terminal_progress(), vary, series)
     for point in record.points:
         name = f"{record.vary}={point.value}" + (f", {record.series_option}={point.series}" if series else "")
-        found = {query_set: point.results[query_set] for query_set in QUERY_SETS}
+        found = {query_set: point.results[query_set] for query_set in QUERY_SETS if query_set in point.results}
         shown = "; ".join(f"{query_set} {result.text}" for query_set, result in found.items())
         print(f"{name}: LDS×100 {shown}")
     print(f"{record.title}; 95 % intervals over queries and subsets; filed in {path}")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attribench.commands.parsing import add_runtime_options, configured, new_parser, parse, runtime_of
-from attribench.commands.writable import writable_file
+from attribench.commands.bundle_lines import described
+from attribench.commands.imports import import_dattri, import_dtrak
+from attribench.commands.parsing import add_runtime_options, configured, new_parser, parse, runtime_of, split_dotted
+from attribench.commands.writable import new_folder, writable_file
 from attribench.errors import UsageError
 
 
@@ -97,6 +99,44 @@ def list_(arguments: list[str]) -> int:
     return 0
 
 
+def show(arguments: list[str]) -> int:
+    parser = new_parser(
+        "ground-truth show",
+        "Say what a ground truth holds; write its images, so that other code can compute scores. What of them it may not hold "
+        "is read from the data set, whose options are given as --data.root DIR.",
+    )
+    parser.add_argument("file", type=str, help="A file, or the name of a ground truth at hand.")
+    parser.add_argument("--images", type=str, help="A new folder for train images and queries, with an index.")
+    parser.add_argument("--dataset", type=str, help="The data set (default: the one that the ground truth names).")
+    own, dotted = split_dotted(arguments)
+    options = _own(parser, own)
+    if options is None:
+        return 0
+
+    from attribench.truth.bundle import Bundle
+    from attribench.truth.catalog import find
+
+    bundle = Bundle(find(options.file, Path(options.workdir)))
+    if not options.images:
+        print(f"{bundle.header.name}  ({bundle.path})")
+        for line in described(bundle.header):
+            print(f"  {line}")
+        return 0
+    folder = new_folder("--images", options.images)
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.data.writing import write_image_sets
+    from attribench.workflows.truths import image_sets
+
+    progress = terminal_progress()
+    found = image_sets(bundle, options.dataset or bundle.header.dataset, dotted, progress)
+    index = write_image_sets(found, folder, progress)
+    print(
+        f"{folder}: {', '.join(f'{len(images)} {name}' for name, images in found.items())} images; in order in {index}"
+    )
+    return 0
+
+
 def verify(arguments: list[str]) -> int:
     parser = new_parser(
         "ground-truth verify", "Check every file of a ground truth; retrain some of its models, and compare."
@@ -121,21 +161,6 @@ def verify(arguments: list[str]) -> int:
     return 0
 
 
-def described(header: Any) -> list[str]:
-    """What a bundle's header says, in a few lines."""
-    changed = ", ".join(f"{key}={value}" for key, value in sorted(header.overrides.items()))
-    sets = "; ".join(
-        f"{name}: {entry.num_queries} queries, truth {entry.truth}" for name, entry in header.query_sets.items()
-    )
-    settings = header.settings["ground_truth"]
-    return [
-        f"{header.dataset}, preset {header.preset}{f', changed: {changed}' if changed else ''}",
-        f"{settings['num_subsets']} subsets × {settings['num_seeds']} seed(s) of {header.num_train} train images",
-        sets,
-        f"made {header.made['created']} with attribench {header.made['versions']['attribench']}; images: {header.data_licence}",
-    ]
-
-
 def _own(parser: Any, arguments: list[str]) -> Any | None:
     """The options of a verb that needs no configuration; None when help was asked for, and has been printed."""
     add_runtime_options(parser)
@@ -148,6 +173,9 @@ def _own(parser: Any, arguments: list[str]) -> Any | None:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "import": import_,
+    "import-dtrak": import_dtrak,
+    "import-dattri": import_dattri,
     "list": list_,
+    "show": show,
     "verify": verify,
 }

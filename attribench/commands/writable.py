@@ -33,6 +33,19 @@ def writable_folder(option: str, folder: str | Path) -> Path:
     return path
 
 
+def new_folder(option: str, folder: str | Path) -> Path:
+    """The folder as a path, after it was looked at like :func:`writable_folder`: nothing may be in it yet.
+
+    Raises:
+        UsageError: it holds something, is a file, or lies below one.
+        AttribenchError: nothing can be written into it.
+    """
+    path = writable_folder(option, folder)
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{option} {path} is not empty: name a new folder.")
+    return path
+
+
 def writable_file(option: str, file: str | Path) -> Path:
     """The file as a path, after its folder was looked at like :func:`writable_folder`.
 

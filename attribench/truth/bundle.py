@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attribench.data import ImageSet
 from attribench.errors import BundleError
-from attribench.settings import Settings
+from attribench.settings import QUERY_SETS, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.truth.bundle_files import BundleFiles, Header
 from attribench.truth.ground_truth import Band, GroundTruth
@@ -48,6 +48,16 @@ class Bundle:
     def header(self) -> Header:
         """What it says of itself."""
         return self.files.header
+
+    @property
+    def query_sets(self) -> tuple[str, ...]:
+        """Those it has losses on, in the order tables show them."""
+        return tuple(name for name in QUERY_SETS if name in self.header.query_sets)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the target model is in it."""
+        return bool(self.header.checkpoints)
 
     @cached_property
     def settings(self) -> Settings:
@@ -88,6 +98,16 @@ class Bundle:
             raise BundleError(f"{self.path} does not hold the images of the {query_set} queries.")
         return self._images(f"{query_set}.safetensors", entry.content)
 
+    def train(self) -> ImageSet:
+        """The train images.
+
+        Raises:
+            BundleError: they are not in it.
+        """
+        if not self.header.train_images:
+            raise BundleError(f"{self.path} does not hold the train images.")
+        return self._images(TRAIN, self.header.train_hash)
+
     def verify(self) -> None:
         """Read everything, and compare every hash with what it is of.
 
@@ -100,7 +120,7 @@ class Bundle:
             if entry.images:
                 self.queries(name)
         if self.header.train_images:
-            self._images(TRAIN, self.header.train_hash)
+            self.train()
 
     def check(self, train: ImageSet, validation: ImageSet) -> None:
         """Insist that a data set is the one the ground truth is of.
@@ -108,8 +128,10 @@ class Bundle:
         Raises:
             BundleError: it has other train images, or other validation queries.
         """
-        wanted = {"train images": self.header.train_hash, "queries": self.header.query_sets["validation"].content}
-        for (what, content), images in zip(wanted.items(), (train, validation), strict=True):
+        wanted = [("train images", self.header.train_hash, train)]
+        if entry := self.header.query_sets.get("validation"):
+            wanted.append(("queries", entry.content, validation))
+        for what, content, images in wanted:
             if images.content_hash != content:
                 raise BundleError(
                     f"The ground truth {self.header.name} ({self.path}) is of other {what} than these: their content is "
@@ -122,6 +144,8 @@ class Bundle:
         Raises:
             BundleError: it is not in the bundle, or another one than ``job`` trains.
         """
+        if not self.has_model:
+            raise BundleError(f"The ground truth {self.header.name} ({self.path}) holds no model.")
         names = job.checkpoint_names()
         if len(names) != len(self.header.checkpoints):
             raise BundleError(f"{self.path} holds {len(self.header.checkpoints)} checkpoints; {len(names)} are needed.")

@@ -55,6 +55,16 @@ class Experiment:
         if bundle is not None:
             bundle.check(self.train, self.validation)
 
+    @property
+    def query_sets(self) -> tuple[str, ...]:
+        """The query sets there is ground truth on: all of them, or what the bundle has."""
+        return QUERY_SETS if self.bundle is None else self.bundle.query_sets
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a target model: published ground truth comes without."""
+        return self.bundle is None or self.bundle.has_model
+
     @cached_property
     def masks(self) -> Tensor:
         """bool ``(num_subsets, num_train)``."""
@@ -101,7 +111,7 @@ class Experiment:
 
     def query_ids(self, name: str) -> tuple[str, ...]:
         """The names of a query set's queries, known before any of them is generated."""
-        return self.validation.ids if name == "validation" else _generated_ids(self.settings.generation.num_images)
+        return self.validation.ids if name == "validation" else generated_ids(self.settings.generation.num_images)
 
     def measure_losses(self, name: str, task: Task) -> None:
         """Measure every subset model's losses on a query set."""
@@ -161,7 +171,8 @@ class Experiment:
     def prepare(self) -> None:
         """Train, generate and measure all that is missing, under one bar for the whole of it."""
         if self.bundle is not None:
-            self._provide_target(_no_task)
+            if self.has_model:
+                self._provide_target(_no_task)
             return
         generation = self.settings.generation
         passes = generation.num_images * generation.num_inference_steps
@@ -177,9 +188,9 @@ class Experiment:
                 self.queries(name, task)
                 self.measure_losses(name, task)
 
-    def models(self) -> TargetModels:
-        """Target model and checkpoints, for methods that may see them."""
-        return TargetModels(self.store, self.target)
+    def models(self) -> TargetModels | None:
+        """Target model and checkpoints, for methods that may see them; None where there are none."""
+        return TargetModels(self.store, self.target) if self.has_model else None
 
     def train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
         """A model trained from scratch on some train images, or on all (None)."""
@@ -261,10 +272,11 @@ class Experiment:
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""
         images = artifact.load_tensors("images")["images"]
-        return ImageSet(images, _generated_ids(len(images)))
+        return ImageSet(images, generated_ids(len(images)))
 
 
-def _generated_ids(count: int) -> tuple[str, ...]:
+def generated_ids(count: int) -> tuple[str, ...]:
+    """The names of generated queries, by generator seed."""
     return tuple(f"generation-{seed}" for seed in range(count))
 
 

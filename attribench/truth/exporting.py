@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from attribench.data import ImageSet
-from attribench.settings import QUERY_SETS
+from attribench.settings import QUERY_SETS, Settings
 from attribench.truth.bundle import MASKS, MODEL, TRAIN, image_files
 from attribench.truth.bundle_files import Header, QuerySetHeader, write_bundle_files
 from attribench.truth.experiment import Experiment
+from attribench.truth.ground_truth import GroundTruth
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredQueries:
+    """A query set, and what retrained models make of it.
+
+    Attributes:
+        images: the queries.
+        truth: the ground truth on them.
+        passed_on: whether the images may be in the bundle.
+    """
+
+    images: ImageSet
+    truth: GroundTruth
+    passed_on: bool
 
 
 def export_bundle(
@@ -26,42 +42,78 @@ def export_bundle(
     Args:
         experiment: prepared.
         path: the file to write.
-        identity: the header's ``name``, ``data``, ``preset``, ``overrides``, ``data_licence``.
+        identity: the header's ``name``, ``dataset``, ``data``, ``preset``, ``overrides``, ``data_licence``.
         made: how it was made; the time is added.
         with_images: whether the data set's images may be passed on. Generated images are the model's, and always are.
     """
+    passed_on = {"validation": with_images, "generation": True}
+    query_sets = {
+        name: MeasuredQueries(experiment.query_images(name), experiment.ground_truth(name), passed_on[name])
+        for name in QUERY_SETS
+    }
+    return write_bundle(
+        path,
+        experiment.train,
+        query_sets,
+        experiment.settings,
+        identity,
+        made,
+        with_images,
+        _model_files(experiment),
+        _checkpoint_files(experiment),
+    )
+
+
+def write_bundle(
+    path: Path,
+    train: ImageSet,
+    query_sets: Mapping[str, MeasuredQueries],
+    settings: Settings,
+    identity: Mapping[str, Any],
+    made: Mapping[str, Any],
+    with_images: bool,
+    model_files: Mapping[str, bytes] | None = None,
+    checkpoints: Sequence[str] = (),
+) -> Header:
+    """Write a ground truth as a bundle.
+
+    Args:
+        query_sets: by name, at least one; all with the same masks and bands.
+        settings: what its models were trained with.
+        model_files: the target model and its checkpoints; without them it holds no model.
+        checkpoints: those of the files that are weights, oldest first.
+    """
     from safetensors.torch import save
 
-    truths = {name: experiment.ground_truth(name) for name in QUERY_SETS}
-    images = {name: experiment.query_images(name) for name in QUERY_SETS}
-    passed_on = {"validation": with_images, "generation": True}
-    first = truths[QUERY_SETS[0]]
+    first = next(iter(query_sets.values())).truth
     files = {
-        MASKS: save({"masks": first.masks.byte()}),
-        **image_files(TRAIN, experiment.train, with_images),
-        **_model_files(experiment),
+        MASKS: save({"masks": first.masks.byte().contiguous()}),
+        **image_files(TRAIN, train, with_images),
+        **(model_files or {}),
     }
-    for name in QUERY_SETS:
-        files[f"{name}.losses.safetensors"] = save({"losses": truths[name].by_band.contiguous()})
-        files.update(image_files(f"{name}.safetensors", images[name], passed_on[name]))
+    for name, queries in query_sets.items():
+        files[f"{name}.losses.safetensors"] = save({"losses": queries.truth.by_band.contiguous()})
+        files.update(image_files(f"{name}.safetensors", queries.images, queries.passed_on))
     header = {
         **identity,
-        "dataset": experiment.label,
-        "settings": asdict(experiment.settings),
-        "num_train": len(experiment.train),
-        "image_shape": experiment.train.image_shape,
-        "train_hash": experiment.train.content_hash,
+        "settings": asdict(settings),
+        "num_train": len(train),
+        "image_shape": train.image_shape,
+        "train_hash": train.content_hash,
         "train_images": with_images,
         "bands": [(band.first, band.last, band.count) for band in first.bands],
-        "query_sets": {name: _query_set(images[name], passed_on[name], truths[name].hash) for name in QUERY_SETS},
-        "checkpoints": _checkpoint_files(experiment),
+        "query_sets": {name: _query_set(queries) for name, queries in query_sets.items()},
+        "checkpoints": list(checkpoints),
         "made": {**made, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
     return write_bundle_files(path, header, files)
 
 
-def _query_set(images: ImageSet, passed_on: bool, truth: str) -> QuerySetHeader:
-    return QuerySetHeader(num_queries=len(images), content=images.content_hash, images=passed_on, truth=truth)
+def _query_set(queries: MeasuredQueries) -> QuerySetHeader:
+    images = queries.images
+    return QuerySetHeader(
+        num_queries=len(images), content=images.content_hash, images=queries.passed_on, truth=queries.truth.hash
+    )
 
 
 def _checkpoint_files(experiment: Experiment) -> list[str]:

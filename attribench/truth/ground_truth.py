@@ -59,7 +59,7 @@ class GroundTruth:
     Attributes:
         masks: bool ``(num_subsets, num_train)``: the train images each subset holds.
         by_band: float32 ``(num_subsets, num_seeds, num_draws, num_bands, num_queries)``: each model's loss on each query
-            with each noise draw, averaged over the timesteps of a band.
+            with each noise draw, averaged over the timesteps of a band. Published losses may be float64.
         bands: the bands, by noise level.
         part: what of a larger ground truth this is; empty for all of it.
     """

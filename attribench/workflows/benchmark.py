@@ -13,7 +13,7 @@ from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.records.choices import load_choice
 from attribench.records.lds import Record, save_record
-from attribench.settings import QUERY_SETS, Runtime
+from attribench.settings import Runtime
 from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.evaluation import Evaluation
@@ -43,7 +43,7 @@ def run(
     protocol: ProtocolName = "standard",
     tuned: bool = False,
 ) -> Outcome:
-    """Run the benchmark: every method of ``config`` on both query sets; each record is filed under ``results``.
+    """Run the benchmark: every method of ``config`` on every query set; each record is filed under ``results``.
 
     Args:
         protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on.
@@ -63,7 +63,7 @@ def run(
         return outcome
 
     experiment.prepare()
-    parts = {name: Evaluation.reported(experiment, name, halves) for name in QUERY_SETS}
+    parts = {name: Evaluation.reported(experiment, name, halves) for name in experiment.query_sets}
     queries = {name: part.asked for name, part in parts.items()}
     for method, scoring in scorings(experiment, methods, outcome.skipped):
         scores = scoring.scores(queries)

@@ -15,7 +15,7 @@ from attribench.records.lds import row_name
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
 from attribench.truth.experiment import Experiment
-from attribench.workflows.scoring import access_of, make_context, require
+from attribench.workflows.scoring import access_of, make_context, reason_to_skip, require
 
 Method = tuple[MethodConfig, AttributionMethod]
 
@@ -56,7 +56,7 @@ def check_names(configs: Sequence[MethodConfig]) -> None:
 
 
 def without_refused(methods: Sequence[Method], experiment: Experiment, skipped: dict[str, str]) -> list[Method]:
-    """The methods but those that look at data alone and cannot run here; their reasons are put into ``skipped``.
+    """The methods but those that, as is known early, cannot run here; their reasons are put into ``skipped``.
 
     Raises:
         UsageError: two methods of one name.
@@ -64,9 +64,9 @@ def without_refused(methods: Sequence[Method], experiment: Experiment, skipped: 
     check_names([config for config, _ in methods])
     kept = []
     for config, method in methods:
-        reason = None  # of those that look at models, what they say may depend on these
-        if access_of(config.cls) == Access.DATA:
-            reason = method.skip_reason(make_context(experiment, method, config))
+        reason = None
+        if _known_early(config, experiment):
+            reason = reason_to_skip(method, make_context(experiment, method, config))
         if reason is None:
             kept.append((config, method))
         else:
@@ -75,14 +75,19 @@ def without_refused(methods: Sequence[Method], experiment: Experiment, skipped: 
 
 
 def require_early(methods: Sequence[Method], experiment: Experiment) -> None:
-    """Insist that methods that look at data alone can run here.
+    """Insist that methods can run here, as far as is known early.
 
     Raises:
         UsageError: one cannot; with its reason.
     """
     for config, method in methods:
-        if access_of(config.cls) == Access.DATA:
+        if _known_early(config, experiment):
             require(method, config.name, make_context(experiment, method, config))
+
+
+def _known_early(config: MethodConfig, experiment: Experiment) -> bool:
+    """Of methods that look at models, what they say may depend on these, which may not be there yet."""
+    return access_of(config.cls) == Access.DATA or not experiment.has_model
 
 
 def check_grid(config: MethodConfig) -> None:

@@ -127,6 +127,8 @@ def strongest(scores: Tensor, count: int) -> Tensor:
 
 
 def _check(settings: CounterfactualSettings, experiment: Experiment) -> None:
+    if not experiment.has_model:
+        raise UsageError("This ground truth holds no model: there is nothing to compare retrained models with.")
     num_train, num_images = len(experiment.train), experiment.settings.generation.num_images
     if settings.num_removed >= num_train:
         raise UsageError(

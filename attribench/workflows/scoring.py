@@ -58,13 +58,20 @@ def access_of(cls: type[Any]) -> Access:
     return access
 
 
+def reason_to_skip(method: AttributionMethod, context: AttributionContext) -> str | None:
+    """Why a method cannot run here, or None."""
+    if context.access >= Access.MODEL and context.models is None:
+        return "it looks at the target model, and this ground truth holds no model."
+    return method.skip_reason(context)
+
+
 def require(method: AttributionMethod, name: str, context: AttributionContext) -> None:
     """Insist that a method can run.
 
     Raises:
         UsageError: it cannot; with its reason.
     """
-    reason = method.skip_reason(context)
+    reason = reason_to_skip(method, context)
     if reason is not None:
         raise UsageError(f"{name} cannot run here: {reason}")
 
@@ -201,7 +208,7 @@ def scorings(
     """Scores of each method that can run here, one after the other; of the others the reason is put into ``skipped``."""
     for config, method in methods:
         context = make_context(experiment, method, config)
-        reason = method.skip_reason(context)
+        reason = reason_to_skip(method, context)
         if reason is None:
             yield config, Scoring.of(experiment, method, config, context)
         else:

@@ -13,7 +13,7 @@ from attribench.errors import UsageError
 from attribench.records.files import save_file
 from attribench.records.lds import MeasuredLDS
 from attribench.records.sweep import Point, SweepRecord
-from attribench.settings import QUERY_SETS, Runtime
+from attribench.settings import Runtime
 from attribench.store.json_values import json_value
 from attribench.workflows.checks import instances, require_early
 from attribench.workflows.evaluation import Evaluation
@@ -73,7 +73,7 @@ def sweep(
     experiment = open_experiment(config, runtime, progress)
     require_early(methods, experiment)
     experiment.prepare()
-    parts = {name: Evaluation.reported(experiment, name) for name in QUERY_SETS}
+    parts = {name: Evaluation.reported(experiment, name) for name in experiment.query_sets}
     queries = {name: part.asked for name, part in parts.items()}
     points = []
     scoring = None

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
 from attribench.configuration.resolution import Config, resolve
+from attribench.data import AttributionDataModule, ImageSet
 from attribench.errors import BundleError, UsageError
-from attribench.settings import QUERY_SETS, Runtime
+from attribench.settings import Runtime
 from attribench.store.json_values import json_value
 from attribench.truth.bundle import Bundle
 from attribench.truth.bundle_files import Header
@@ -30,22 +32,37 @@ def export(config: Config, runtime: Runtime, out: Path, name: str | None, progre
     Raises:
         UsageError: the name cannot be a file's.
     """
+    name = bundle_name(name, out)
+    experiment = open_experiment(config, runtime, progress)
+    experiment.prepare()
+    made = {"by": "attribench ground-truth export", "versions": versions()}
+    made["hardware"] = hardware(resolve_device(runtime.accelerator))
+    identity = identity_of(config, name, experiment.label)
+    return export_bundle(experiment, out, identity, made, with_images=config.data_class.licence is not None)
+
+
+def bundle_name(name: str | None, out: Path) -> str:
+    """What a bundle is called: as asked for, or like its file.
+
+    Raises:
+        UsageError: the name cannot be a file's.
+    """
     name = name or out.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*", name):
         raise UsageError(f"--name {name!r}: letters, digits and ._=,+- are allowed.")
-    experiment = open_experiment(config, runtime, progress)
-    experiment.prepare()
-    licence = config.data_class.licence
-    identity = {
+    return name
+
+
+def identity_of(config: Config, name: str, label: str) -> dict[str, Any]:
+    """What a bundle's header says of the configuration its ground truth is of."""
+    return {
         "name": name,
+        "dataset": label,
         "data": recorded_data(config),
         "preset": config.preset,
         "overrides": json_value(config.overrides_without("counterfactual")),
-        "data_licence": licence or "not passed on; bring your own",
+        "data_licence": config.data_class.licence or "not passed on; bring your own",
     }
-    made = {"by": "attribench ground-truth export", "versions": versions()}
-    made["hardware"] = hardware(resolve_device(runtime.accelerator))
-    return export_bundle(experiment, out, identity, made, with_images=licence is not None)
 
 
 def config_of(bundle: Bundle, dataset: str, methods: list[str], options: dict[str, dict[str, object]]) -> Config:
@@ -100,12 +117,44 @@ def with_shipped(config: Config, progress: Progress) -> Config:
     return config
 
 
+def image_sets(
+    bundle: Bundle, dataset: str, options: dict[str, dict[str, object]], progress: Progress
+) -> dict[str, ImageSet]:
+    """The images that a ground truth is of: train images first, then the query sets; rows and columns of scores in order.
+
+    What the bundle does not hold is taken from the data set, if that is the same.
+
+    Args:
+        dataset: as the caller names it.
+        options: what the caller says of the data set, by section.
+
+    Raises:
+        BundleError: the data set is another one.
+    """
+    header = bundle.header
+    held = {name: bundle.queries(name) for name, entry in header.query_sets.items() if entry.images}
+    if header.train_images:
+        held["train"] = bundle.train()
+    wanted = ("train", *bundle.query_sets)
+    if set(wanted) - set(held):
+        progress.message(f"Not all images are in {bundle.path}: they are taken from the data set {dataset}.")
+        config = config_of(bundle, dataset, [], options)
+        data: AttributionDataModule = config.data_class(**config.data)
+        bundle.check(data.train, data.validation)
+        held = {"train": data.train, "validation": data.validation, **held}
+    return {name: held[name] for name in wanted}
+
+
 def retrain(bundle: Bundle, runtime: Runtime, count: int, progress: Progress) -> Iterator[str]:
     """Train some of a bundle's subset models anew, and say how far their losses are from the stored ones.
 
     Raises:
-        UsageError: it does not have so many models.
+        UsageError: it does not have so many models, or was published elsewhere: from which seeds is not known.
     """
+    if not bundle.has_model:
+        raise UsageError(
+            f"--retrain: the ground truth {bundle.header.name} holds no model, so none can be trained again."
+        )
     config = config_of(bundle, bundle.header.dataset, [], {})
     experiment = open_experiment(replace(config, ground_truth=""), runtime, progress)
     bundle.check(experiment.train, experiment.validation)
@@ -116,7 +165,7 @@ def retrain(bundle: Bundle, runtime: Runtime, count: int, progress: Progress) ->
     models = [experiment.retrainings[subset][seed] for subset, seed in chosen]
     with progress.task(f"{bundle.header.name}: {count} models anew", sum(job.cost for job in models)) as task:
         experiment.train_only(models, task)
-    for name in QUERY_SETS:
+    for name in bundle.query_sets:
         images = experiment.validation if name == "validation" else bundle.queries(name)
         stored = bundle.ground_truth(name).by_band
         for subset, seed in chosen:

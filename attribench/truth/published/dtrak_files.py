@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from attribench.computing.progress import Progress, silent_progress
 from attribench.errors import DataError, UsageError
-from attribench.truth.published.imported import ImportedTruth
+from attribench.truth.published.imported import ImportedTruth, Indices
 from attribench.truth.published.safe_pickle import read_plain_pickle
 
 NUM_TIMESTEPS = 1000
@@ -39,6 +40,7 @@ def read_dtrak(
     num_bands: int = 10,
     complete_only: bool = False,
     progress: Progress = silent_progress,
+    accept: Callable[[Mapping[str, Indices]], object] = lambda indices: None,
 ) -> ImportedTruth:
     """Return the ground truth below ``folder``, holding one file of losses in memory at a time.
 
@@ -52,6 +54,8 @@ def read_dtrak(
         num_bands: how many bands of equal width the 1000 timesteps are averaged in.
         complete_only: leave out the subsets of which a file is missing, rather than refuse.
         progress: shows how many files are read.
+        accept: given the indices of the train images (``"train"``) and of ``"validation"`` before any losses are read,
+            which takes minutes; it may raise.
 
     Raises:
         UsageError: 1000 is no multiple of ``num_bands``, or there are several settings and none is named.
@@ -64,13 +68,14 @@ def read_dtrak(
     subsets = _subsets_to_read(layout, complete_only)
     train = _read_indices(layout.index_file("idx-train"))
     masks = np.stack([_read_mask(layout.subset_file(subset), train) for subset in subsets])
-    queries: dict[str, npt.NDArray[np.int64]] = {}
+    queries: dict[str, Indices] = {}
+    if "validation" in layout.query_sets:
+        queries["validation"] = _read_indices(layout.index_file("idx-val"))
+    accept({"train": train, **queries})
     losses: dict[str, npt.NDArray[np.float32]] = {}
     cells = list(itertools.product(subsets, layout.seeds, layout.draws))
     with progress.task("Reading losses", len(cells) * len(layout.query_sets)) as task:
         for query_set in layout.query_sets:
-            if query_set == "validation":
-                queries[query_set] = _read_indices(layout.index_file("idx-val"))
             means = []
             for cell in cells:
                 file = layout.loss_file(query_set, *cell)
@@ -86,6 +91,18 @@ def read_dtrak(
     width = NUM_TIMESTEPS // num_bands
     bands = tuple(range(start, start + width) for start in range(0, NUM_TIMESTEPS, width))
     return ImportedTruth(masks, train, losses, queries, subsets, layout.seeds, layout.draws, bands)
+
+
+def generated_files(folder: Path, setting: str | None = None) -> list[Path]:
+    """The images of the generated queries, from the first up to where one is missing; none where they were not published.
+
+    Args:
+        folder: as in :func:`read_dtrak`.
+        setting: likewise.
+    """
+    images = folder / "saved" / (setting or _only_setting(folder)) / "gen"
+    numbered = (images / f"{number}.png" for number in itertools.count())
+    return list(itertools.takewhile(Path.is_file, numbered))
 
 
 @dataclass(frozen=True)
@@ -152,7 +169,7 @@ def _subsets_to_read(layout: _Layout, complete_only: bool) -> tuple[int, ...]:
     return complete
 
 
-def _read_indices(file: Path) -> npt.NDArray[np.int64]:
+def _read_indices(file: Path) -> Indices:
     values = read_plain_pickle(file)
     if type(values) is not list or not all(type(value) is int and 0 <= value < 2**63 for value in values):
         raise DataError(f"{file} is no list of indices, which are integers from 0.")
@@ -162,7 +179,7 @@ def _read_indices(file: Path) -> npt.NDArray[np.int64]:
     return indices
 
 
-def _read_mask(file: Path, train: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _read_mask(file: Path, train: Indices) -> npt.NDArray[np.bool_]:
     indices = _read_indices(file)
     foreign = np.setdiff1d(indices, train)
     if len(foreign):

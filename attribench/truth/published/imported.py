@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Positions or numbers of images, one axis.
+Indices = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class ImportedTruth:
@@ -27,9 +30,9 @@ class ImportedTruth:
     """
 
     masks: npt.NDArray[np.bool_]
-    train_indices: npt.NDArray[np.int64]
+    train_indices: Indices
     losses: Mapping[str, npt.NDArray[np.floating[Any]]]
-    query_indices: Mapping[str, npt.NDArray[np.int64]]
+    query_indices: Mapping[str, Indices]
     subsets: tuple[int, ...]
     seeds: tuple[int, ...]
     draws: tuple[int, ...]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dtrak_layout import INDICES, LOSSES, write, write_losses
 
 from attribench.errors import DataError, UsageError
 from attribench.truth.published.dtrak_files import read_dtrak
@@ -17,8 +18,6 @@ from attribench.truth.published.imported import ImportedTruth
 
 TRAIN = [907, 12, 45321, 3, 30000, 8, 77, 5, 41, 2000, 600, 9]  # rows of the data set, in no order
 VALIDATION = [71, 5, 900, 33, 2, 8, 1]
-LOSSES = "saved/5000-0.5/lds-val"
-INDICES = "data/indices/5000-0.5"
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,6 @@ class Written:
 
     def subset_file(self, subset: int) -> Path:
         return self.folder / INDICES / "lds-val" / f"sub-idx-{subset}.pkl"
-
-
-def write(file: Path, content: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(pickle.dumps(content, 4))
-
-
-def write_losses(file: Path, losses: Any, batch_size: int = 3, as_lists: bool = False) -> None:
-    """Losses ``(1000, num_queries)`` in batches: arrays, or lists over timesteps as D-TRAK's evaluation appends them."""
-    batches = [losses[:, start : start + batch_size] for start in range(0, losses.shape[1], batch_size)]
-    write(file, [[step.copy() for step in batch] if as_lists else batch.copy() for batch in batches])
 
 
 def write_truth(folder: Path, shape: tuple[int, int, int]) -> Written:
