@@ -54,6 +54,21 @@ def explain(
     return result
 
 
+def with_mirrored(plain: SpatialEvidence, mirrored: SpatialEvidence) -> SpatialEvidence:
+    """The evidence of a train image and of its mirror image together, both shown in the image as it is."""
+    width = plain.train_map.shape[1]
+    turned = [
+        Match(match.query_box, (top, width - left - wide, high, wide), match.weight, f"{match.label}, mirrored")
+        for match in mirrored.matches
+        for top, left, high, wide in [match.train_box]
+    ]
+    return SpatialEvidence(
+        plain.query_map + mirrored.query_map,
+        plain.train_map + mirrored.train_map.flip(-1),
+        _apart([*plain.matches, *turned]),
+    )
+
+
 def require_memory(tasks: Sequence[PatchTask]) -> None:
     """Raise AttribenchError unless evidence for these tasks of one query fits into memory."""
     channels, height, width = tasks[0].noisy_query.shape

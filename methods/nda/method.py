@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
+from attribench.gradients.budget import shortage
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries, SpatialEvidence
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
@@ -54,6 +55,8 @@ class NDA(AttributionMethod):
             timesteps or one a timestep. A score of weight 0 is not computed. Without low resolution it has no effect.
         top_k: how many patches of a train image count for each patch of the query: the best matching ones.
         noise_draws: draws of noise a timestep to average over.
+        flips: compare with every train image mirrored as well, as a model trained with horizontal flips saw them; a
+            train image's score is then that of the image and of its mirror image together.
         engine: how the scores are computed: ``fast``, or ``convolution``, the readable reference; they agree up to
             rounding.
 
@@ -71,6 +74,7 @@ class NDA(AttributionMethod):
         alpha: float | Sequence[float] = 0.5,
         top_k: int = 100,
         noise_draws: int = 1,
+        flips: bool = False,
         engine: Literal["fast", "convolution"] = "fast",
     ) -> None:
         if not timesteps:
@@ -85,7 +89,7 @@ class NDA(AttributionMethod):
             raise UsageError(f"Unknown engine {engine!r}.{nearest(engine, ENGINES)} Known: {', '.join(ENGINES)}.")
         self._terms = _terms(timesteps, patch_size, low_resolution_patch_size, alpha)
         self._num_timesteps = len(timesteps)
-        self._top_k, self._noise_draws, self._engine = top_k, noise_draws, engine
+        self._top_k, self._noise_draws, self._flips, self._engine = top_k, noise_draws, flips, engine
         self._device = torch.device("cpu")
         self._scorer: PatchScorer | None = None
 
@@ -98,7 +102,7 @@ class NDA(AttributionMethod):
         """Give the train images to the engine."""
         # Apple's GPUs have no float64, which sums over patches need.
         self._device = torch.device("cpu") if context.device.type == "mps" else context.device
-        self._scorer = ENGINES[self._engine](context.train_images, self._device)
+        self._scorer = ENGINES[self._engine](self._compared(context.train_images), self._device)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, nonnegative; see the class."""
@@ -107,18 +111,18 @@ class NDA(AttributionMethod):
         num_train = len(self.context.train)
         images = queries.unit_range()
         weights = self._weights()
-        tasks_per_query = len(weights)
+        tasks_per_query, copies = len(weights), 2 if self._flips else 1
         # Scores of every task are kept until they are summed: bounded, whatever the number of queries.
-        together = max(1, _MAX_SCORES // (tasks_per_query * num_train))
+        together = max(1, _MAX_SCORES // (tasks_per_query * copies * num_train))
         scores = torch.empty(len(images), num_train)
         pairs = "query × train image"
         with self.context.progress.task("comparing patches", len(images) * num_train, pairs) as progress:
             for begin in range(0, len(images), together):
                 part = images[begin : begin + together]
                 tasks = [task for image in part for task in self._tasks(image)]
-                saved = SavedState.of(self.context.store, tasks, self.context.train)
-                found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query), saved)
-                found = found.reshape(len(part), tasks_per_query, num_train)
+                saved = SavedState.of(self.context.store, tasks, self.context.train, flips=self._flips)
+                found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query / copies), saved)
+                found = found.reshape(len(part), tasks_per_query, copies, num_train).sum(dim=2)
                 # Term by term: a matrix product's last bits would depend on where an image stands.
                 total = torch.zeros(len(part), num_train, dtype=torch.float64)
                 for weight, term in zip(weights, found.unbind(1), strict=True):
@@ -131,10 +135,10 @@ class NDA(AttributionMethod):
 
         Works with either engine, by the fast one.
         """
-        from attribench.methods.nda.explanation import explain, require_memory
+        from attribench.methods.nda.explanation import explain, require_memory, with_mirrored
 
         (image,) = query.unit_range()
-        tasks, train = self._tasks(image), self.context.train_images
+        tasks, train, chosen = self._tasks(image), self._compared(self.context.train_images), list(indices)
         require_memory(tasks)
         labels = [
             f"t = {term.timestep}, {term.patch_size}×{term.patch_size}{' at half resolution' if term.downsample == 2 else ''}"
@@ -144,7 +148,27 @@ class NDA(AttributionMethod):
         scorer = self._scorer if isinstance(self._scorer, FastScorer) else FastScorer(train, self._device)
         with self.context.progress.task("weighing all train images", len(tasks) * len(train)) as progress:
             totals = scorer.normalisers(tasks, progress.advance)
-        return explain(tasks, self._weights(), labels, totals, train[list(indices)])
+        found = explain(tasks, self._weights(), labels, totals, train[chosen])
+        if not self._flips:
+            return found
+        mirrored = explain(tasks, self._weights(), labels, totals, train[chosen].flip(-1))
+        return [with_mirrored(*both) for both in zip(found, mirrored, strict=True)]
+
+    def _compared(self, images: Tensor) -> Tensor:
+        """What the patches of a query are compared with: the train images, and with ``flips`` their mirror images after them.
+
+        Raises:
+            AttribenchError: the mirror images do not fit into memory.
+        """
+        if not self._flips:
+            return images
+        reason = shortage(
+            "Train images with their mirror images", 2 * images.nbytes, torch.device("cpu"),
+            remedy="Compare without --method.flips.",
+        )  # fmt: skip
+        if reason is not None:
+            raise AttribenchError(reason)
+        return torch.cat([images, images.flip(-1)])
 
     def _weights(self) -> list[float]:
         """Of every task of a query in its score."""

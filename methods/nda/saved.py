@@ -34,11 +34,17 @@ class SavedState:
         self._saved = time.monotonic()
 
     @classmethod
-    def of(cls, store: ArtifactStore, tasks: Sequence[PatchTask], train: ImageSet) -> SavedState:
-        """Bound to the tasks and the train images by their content, and to NDA's code."""
+    def of(
+        cls, store: ArtifactStore, tasks: Sequence[PatchTask], train: ImageSet, *, flips: bool = False
+    ) -> SavedState:
+        """Bound to the tasks and the train images by their content, and to NDA's code.
+
+        Args:
+            flips: whether the train images' mirror images are compared as well.
+        """
         digest = hashlib.sha256("".join(task.digest for task in tasks).encode())
         code = source_hash(Path(__file__).parent)
-        spec = {"code": code, "tasks": digest.hexdigest(), "train": train.content_hash}
+        spec = {"code": code, "tasks": digest.hexdigest(), "train": train.content_hash, "flips": flips}
         return cls(store.working_folder("shards", spec))
 
     def load(self) -> StreamState | None:
