@@ -24,7 +24,7 @@ def import_dtrak(arguments: list[str]) -> int:
     parser.add_argument("--setting", type=str, help="Which one below saved/, as 5000-0.5, where there are several.")
     parser.add_argument("--bands", type=int, default=1, help="Keep losses apart by so many bands of timesteps.")
     parser.add_argument("--complete_only", action="store_true", help="Leave out subsets of which a file is missing.")
-    given = configured(parser, ["--preset", "paper", *arguments], methods=False)
+    given = configured(parser, ["--preset", "paper", *arguments], methods=False, truth=False)
     if given is None:
         return 0
     options, config, _ = given
@@ -55,7 +55,7 @@ def import_dattri(arguments: list[str]) -> int:
         "validation queries of the data set must be its samples, in its order.",
         "The folder with indices_lds.pt and target_values_lds.pt.",
     )
-    given = configured(parser, arguments, methods=False)
+    given = configured(parser, arguments, methods=False, truth=False)
     if given is None:
         return 0
     options, config, _ = given
