@@ -14,8 +14,6 @@ from attribench.data.image_sets import ImageSet
 from attribench.errors import DataError
 from attribench.store.files import atomic_write, storage_error
 
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-
 
 def write_image_sets(sets: Mapping[str, ImageSet], folder: Path, progress: Progress) -> Path:
     """Write image sets as PNG files, a folder each, and an index of them.
@@ -52,13 +50,13 @@ def write_image_sets(sets: Mapping[str, ImageSet], folder: Path, progress: Progr
 
 
 def _write_png(images: ImageSet, number: int, path: Path) -> None:
-    mode = _MODES.get(images.image_shape[0])
-    if mode is None:
-        raise DataError(f"Images of {images.image_shape[0]} channels cannot be written as PNG.")
+    channels = images.image_shape[0]
+    if channels > 4:
+        raise DataError(f"Images of {channels} channels cannot be written as PNG.")
     pixels = images.images[number]
-    array = pixels[0] if mode == "L" else pixels.permute(1, 2, 0)
+    array = pixels[0] if channels == 1 else pixels.permute(1, 2, 0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array.contiguous().numpy(), mode).save(path)
+        Image.fromarray(array.contiguous().numpy()).save(path)
     except OSError as error:
         raise storage_error(path, error) from error

@@ -13,7 +13,7 @@ import torch
 from attribench.computing.progress import Progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.data import AttributionDataModule, ImageSet
-from attribench.data.decoding import read_images
+from attribench.data.decoding import Channels, read_images
 from attribench.errors import DataError, UsageError
 from attribench.records.lds import QuerySetResult
 from attribench.registry import METHODS
@@ -172,7 +172,7 @@ def _without_generation(truth: ImportedTruth, num_images: int, progress: Progres
 
 
 def _generated(files: list[Path], train: ImageSet) -> ImageSet:
-    channels = "grey" if train.image_shape[0] == 1 else "RGB"
+    channels: Channels = "grey" if train.image_shape[0] == 1 else "RGB"
     images = torch.from_numpy(read_images(files, channels=channels))
     if tuple(images.shape[1:]) != train.image_shape:
         raise DataError(

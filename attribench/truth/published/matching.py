@@ -51,7 +51,7 @@ def order_of(published: Indices, ours: Indices, what: str) -> Indices:
             f"The published {what} images are not the data set's: {len(published)} are published and {len(ours)} in the data "
             f"set, {len(published) - len(absent)} of them the same; {first}. Options --data.* choose others."
         )
-    sorter = np.argsort(published)
+    sorter = np.argsort(published).astype(np.int64)
     return sorter[np.searchsorted(published, ours, sorter=sorter)]
 
 
