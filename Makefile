@@ -30,11 +30,12 @@ test-fast: $(VENV)/ready
 	$(PYTEST) -m 'not slow'
 
 # The lowest versions that pyproject.toml declares, in an environment of their own, which takes some 7 GB: torch came with CUDA.
+# Of what development needs only pytest: linters want newer versions of what attribench itself depends on.
 $(LOWEST)/ready: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable . pytest
 	touch $@
 
 # A run from images to the table, then the tests of what other libraries change first: options, messages, tables and figures.
