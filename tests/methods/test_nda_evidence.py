@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attribench.errors import AttribenchError
 from attribench.gradients import budget
 from attribench.methods.nda.engine.partial import Normaliser
-from attribench.methods.nda.evidence import MEMORY_LIMIT, NUM_PAIRS, comparisons, evidence
+from attribench.methods.nda.engine.tracing import Traced, Tracer
+from attribench.methods.nda.evidence import MEMORY_LIMIT, NUM_PAIRS, evidence
 from attribench.methods.nda.explanation import require_memory
 from attribench.methods.nda.task import PatchTask
 
@@ -56,13 +61,45 @@ def test_brute_force(size: int, downsample: int, memory_limit: int) -> None:
         torch.testing.assert_close(weights[tuple(shown.pairs.T)], strongest, rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("side", [32, 128, 256])
-def test_memory_does_not_grow_with_the_side(side: int) -> None:
-    task = PatchTask(torch.zeros(1, side, side), 0.5, 3, 5)
-    limit = 2**24
-    part = next(comparisons(task, torch.zeros(1, side, side, dtype=torch.float64), limit))
-    assert part.logits.shape[2] == (side - 2) ** 2
-    assert part.logits.nbytes <= limit // 2
+class LargestTensor(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that an operation of torch gave."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.num_bytes = max(self.num_bytes, result.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_memory_grows_with_the_square_of_the_side_at_most(side: int) -> None:
+    task, limit = PatchTask(torch.zeros(1, side, side), 0.5, 5, 50), 2**20
+    unknown = np.zeros(task.num_positions)
+
+    def first_block() -> Traced:
+        return next(Tracer(task, Normaliser(unknown, unknown), limit).blocks(torch.zeros(1, side, side).double()))
+
+    first_block()  # compiled now
+    tracemalloc.start()
+    with LargestTensor() as tensors:
+        part = first_block()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert part.logits.shape == (part.positions.stop, 50)
+    assert peak < limit + 8 * 6 * side**2  # all comparisons: 8 · side⁴ bytes
+    assert tensors.num_bytes < 8 * 6 * side**2
+
+
+@pytest.mark.parametrize("memory_limit", [1, MEMORY_LIMIT])
+def test_equal_images_have_equal_evidence(memory_limit: int) -> None:
+    image = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    task = PatchTask(image[0].flip(1), 0.3, 3, 4)
+    log_total = np.full(task.num_positions, 3.0)
+    first, second = evidence(task, image.repeat(2, 1, 1, 1), Normaliser(log_total, log_total), memory_limit)
+    assert torch.equal(first.given, second.given)
+    assert torch.equal(first.received, second.received)
 
 
 def test_what_cannot_fit_is_refused_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
