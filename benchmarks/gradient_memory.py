@@ -24,7 +24,8 @@ from attribench import Access, AttributionContext, ImageSet
 from attribench.computing.cost import measure
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.gradients.features import FeatureOptions, GradientFeatures
+from attribench.gradients.features import GradientFeatures
+from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import num_parameters
 from attribench.settings import ModelSettings
 from attribench.store.artifacts import ArtifactStore

@@ -25,5 +25,6 @@ class DTRAK(KernelMethod):
         projection: ProjectionName = "auto",
         proj_dim: int = 32768,
         regularization: float = 0.01,
+        noise_draws: int = 1,
     ) -> None:
-        super().__init__(f, num_timesteps, projection, proj_dim, regularization)
+        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws)

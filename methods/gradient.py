@@ -22,6 +22,7 @@ class Gradient(SimilarityMethod):
         num_timesteps: int = 10,
         projection: ProjectionName = "auto",
         proj_dim: int = 32768,
+        noise_draws: int = 1,
     ) -> None:
-        super().__init__(num_timesteps, projection, proj_dim)
+        super().__init__(num_timesteps, projection, proj_dim, noise_draws)
         self.kind = check_kind(similarity)

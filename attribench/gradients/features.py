@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,20 @@ from attribench.computing.cost import measure
 from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
-from attribench.diffusion.noise import NUM_TIMESTEPS
-from attribench.errors import AttribenchError, UsageError
+from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
-from attribench.gradients.outputs import ModelOutput, output_function
-from attribench.gradients.per_sample import batch_size, mean_gradients, num_parameters
-from attribench.gradients.projection import Projection, ProjectionName
+from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.options import FeatureOptions
+from attribench.gradients.outputs import output_function
+from attribench.gradients.per_sample import (
+    Term,
+    batch_size,
+    layerwise_bytes,
+    num_parameters,
+    pass_size,
+    summed_gradients,
+)
+from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext, Queries
 from attribench.store.artifacts import Artifact, Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -28,7 +37,8 @@ _KIND = "gradients"
 
 #: The files that decide features; relative to the package.
 _DECISIVE = (
-    "gradients/features.py", "gradients/outputs.py", "gradients/per_sample.py", "gradients/projection.py",
+    "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py", "gradients/per_sample.py",
+    "gradients/projection.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
@@ -41,78 +51,13 @@ _CHUNK_BYTES = 64 * 2**20
 _LARGEST_CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class FeatureOptions:
-    """What features are made of.
-
-    Args:
-        f: the model output whose gradients are taken; see :func:`attribench.gradients.outputs.output_function`.
-        num_timesteps: K: gradients are averaged over ``range(0, 1000, 1000 // K)``, which are more than K timesteps where
-            K does not divide 1000.
-        projection: see :class:`attribench.gradients.projection.Projection`.
-        proj_dim: length of a projected gradient.
-
-    Raises:
-        UsageError: an option is out of range.
-    """
-
-    f: ModelOutput = "loss"
-    num_timesteps: int = 10
-    projection: ProjectionName = "auto"
-    proj_dim: int = 32768
-
-    def __post_init__(self) -> None:
-        output_function(self.f)
-        if not 1 <= self.num_timesteps <= NUM_TIMESTEPS:
-            raise UsageError(f"num_timesteps must lie in 1..{NUM_TIMESTEPS}; got {self.num_timesteps}.")
-        if self.projection != "cuda":  # whether that one works depends on the device
-            Projection(self.projection, 1, self.proj_dim, 0, torch.device("cpu"))
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The timesteps gradients are averaged over."""
-        return list(range(0, NUM_TIMESTEPS, NUM_TIMESTEPS // self.num_timesteps))
-
-
-class FeatureSet:
-    """Features of some images, on disk; only what is iterated over is in memory.
-
-    Attributes:
-        num_samples: N.
-        dimensions: D.
-    """
-
-    def __init__(self, loaders: Sequence[Callable[[], Tensor]], num_samples: int, dimensions: int) -> None:
-        self._loaders = loaders
-        self.num_samples, self.dimensions = num_samples, dimensions
-
-    @classmethod
-    def of(cls, chunks: Sequence[Tensor]) -> FeatureSet:
-        """Take matrices ``(n, D)`` that are in memory already."""
-        return cls([chunk.clone for chunk in chunks], sum(map(len, chunks)), chunks[0].shape[1])
-
-    def blocks(self, max_bytes: int = 256 * 2**20) -> Iterator[Tensor]:
-        """Iterate over float32 ``(n, D)`` on the CPU, in order: whole chunks, as many as ``max_bytes`` hold, or one."""
-        held: list[Tensor] = []
-        for loader in self._loaders:
-            chunk = loader()
-            if held and sum(part.nbytes for part in held) + chunk.nbytes > max_bytes:
-                yield torch.cat(held)
-                held = []
-            held.append(chunk)
-        if held:
-            yield torch.cat(held) if len(held) > 1 else held[0]
-
-    def load(self) -> Tensor:
-        """All of it: float32 ``(N, D)``."""
-        return torch.cat([loader() for loader in self._loaders])
-
-
 class GradientFeatures:
-    """Per-sample gradients of a model output: averaged over timesteps, projected, and kept.
+    """Per-sample gradients of a model output: averaged over timesteps and draws of noise, projected, and kept.
 
     Features are found again by what they are: the weights, the options, the seed and the images' content. So methods that
-    ask for the same ones share them, and the last checkpoint shares those of the target model it is.
+    ask for the same ones share them, and the last checkpoint shares those of the target model it is. More timesteps or draws
+    of noise add to what fewer of them left, see
+    :attr:`attribench.gradients.options.FeatureOptions.stages`.
 
     Args:
         context: of the method that asks; it needs ``Access.MODEL`` at least.
@@ -140,13 +85,12 @@ class GradientFeatures:
             reason = self._shortage([plan])
             if reason is not None:
                 raise AttribenchError(reason)
-        artifacts = []
-        count = len(self._options.timesteps)
-        total = sum(len(plan.chunks[i]) for i in plan.missing) * count
-        with self._context.progress.task(f"gradients of {self._options.f} on {len(images)} images", total) as task:
-            for chunk, spec in zip(plan.chunks, plan.specs, strict=True):
-                artifacts.append(self._shared.get_or_create(_KIND, spec, self._builder(plan, chunk, task)))
-        loaders = [_loader(artifact) for artifact in artifacts]
+        passes = sum(len(part.images) * len(part.terms) for part in plan.missing)
+        with self._context.progress.task(f"gradients of {self._options.f} on {len(images)} images", passes) as task:
+            loaders = []
+            for parts in plan.chunks:
+                made = [self._shared.get_or_create(_KIND, part.spec, self._builder(plan, part, task)) for part in parts]
+                loaders.append(_mean(parts, made))
         return FeatureSet(loaders, len(images), plan.projection.dim)
 
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
@@ -174,40 +118,42 @@ class GradientFeatures:
         if projection.name != "identity":
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
         size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
-        chunks = [ImageSet(images.images[i : i + size], images.ids[i : i + size]) for i in range(0, len(images), size)]
         common = {
             "code": source_hash(*(ROOT / name for name in _DECISIVE)),
             "weights": model_digest(model),
             "f": options.f,
-            "timesteps": options.timesteps,
             "projection": projection.spec,
             "seed": self._context.seed,
         }
-        specs: list[Spec] = [{**common, "images": chunk.content_hash} for chunk in chunks]
-        found = [self._shared.store.find(_KIND, spec) for spec in specs]
-        missing = [i for i, artifact in enumerate(found) if artifact is None]
-        return _Plan(model, length, projection, size, chunks, specs, missing)
+        chunks = []
+        for begin in range(0, len(images), size):
+            chunk = ImageSet(images.images[begin : begin + size], images.ids[begin : begin + size])
+            own = {**common, "images": chunk.content_hash}
+            chunks.append([_Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
+        missing = [part for chunk in chunks for part in chunk if self._shared.store.find(_KIND, part.spec) is None]
+        return _Plan(model, length, projection, chunks, missing, device)
 
-    def _builder(self, plan: _Plan, chunk: ImageSet, task: Task) -> Callable[[Staging], None]:
-        context, options = self._context, self._options
+    def _builder(self, plan: _Plan, part: _Part, task: Task) -> Callable[[Staging], None]:
+        context, options, images = self._context, self._options, part.images
 
         def build(staging: Staging) -> None:
             with measure(context.device) as cost:
-                gradients = mean_gradients(
+                gradients = summed_gradients(
                     plan.model,
-                    chunk.images,
-                    chunk.ids,
-                    options.timesteps,
+                    images.images,
+                    images.ids,
+                    part.terms,
                     output_function(options.f),
                     derive_seed(context.seed, "gradients"),
                     context.schedule,
                     context.device,
+                    plan.row_bytes,
                     task.advance,
                 )
                 features = plan.projection(gradients)
             if not torch.isfinite(features).all():
                 raise AttribenchError(
-                    f"The gradients of {options.f} of an image among {chunk.ids[0]!r}…{chunk.ids[-1]!r} are not finite."
+                    f"The gradients of {options.f} of an image among {images.ids[0]!r}…{images.ids[-1]!r} are not finite."
                 )
             staging.save_tensors("features", {"features": features})
             staging.note(peak_bytes=cost.peak_bytes)
@@ -221,7 +167,7 @@ class GradientFeatures:
         device = self._context.device
         return shortage(
             f"Computing gradients of {plans[0].num_parameters:,} parameters",
-            max(plan.memory(device) for plan in plans),
+            max(plan.memory() for plan in plans),
             device,
             sum(plan.disk() for plan in plans),
             self._shared.store.root,
@@ -230,32 +176,46 @@ class GradientFeatures:
 
 
 @dataclass(frozen=True, eq=False)
+class _Part:
+    """What is stored by itself: some images' features, summed over some timesteps and draws of noise."""
+
+    images: ImageSet
+    terms: list[Term]
+    spec: Spec
+
+
+@dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is to be computed for one model: chunks of images, and which of them are not in the store."""
+    """What is to be computed for one model: chunks of images in parts, and which of them are not in the store."""
 
     model: nn.Module
     num_parameters: int
     projection: Projection
-    chunk_size: int
-    chunks: list[ImageSet]
-    specs: list[Spec]
-    missing: list[int]
+    chunks: list[list[_Part]]
+    missing: list[_Part]
+    device: torch.device
 
-    def memory(self, device: torch.device) -> int:
-        """Bytes needed at a time: weights, one batch's gradients, one chunk's, and of the projection what it holds.
+    @cached_property
+    def row_bytes(self) -> int | None:
+        """See :func:`attribench.gradients.per_sample.layerwise_bytes`."""
+        return layerwise_bytes(self.model, self.missing[0].images.images.shape[1:], self.device)
+
+    def memory(self) -> int:
+        """Bytes needed at a time: weights, one batch's gradients, one chunk's, of activations and of the projection.
 
         One batch's gradients are counted twice, since taking them needs about as much again; an eighth on top is for
-        activations.
+        the rest.
         """
-        rows = max(len(self.chunks[i]) for i in self.missing)
-        batch = min(rows, batch_size(self.num_parameters, device))
+        rows = max(len(part.images) for part in self.missing)
+        batch = min(rows, batch_size(self.num_parameters, self.device))
         gradients = 4 * self.num_parameters * (1 + 2 * batch + rows)
-        return (gradients + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
+        activations = 0 if self.row_bytes is None else self.row_bytes * pass_size(self.row_bytes, self.device)
+        return (gradients + activations + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
 
     def disk(self) -> int:
-        """Bytes that the missing chunks will take."""
+        """Bytes that the missing parts will take."""
         per_artifact = 4096  # specification and manifest
-        return sum(4 * self.projection.dim * len(self.chunks[i]) + per_artifact for i in self.missing)
+        return sum(4 * self.projection.dim * len(part.images) + per_artifact for part in self.missing)
 
 
 def model_digest(model: nn.Module) -> str:
@@ -269,5 +229,13 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _loader(artifact: Artifact) -> Callable[[], Tensor]:
-    return lambda: artifact.load_tensors("features")["features"]
+def _mean(parts: Sequence[_Part], artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:
+    """Loads the features of a chunk: the sums in ``artifacts`` over the number of their terms."""
+
+    def load() -> Tensor:
+        total, *others = (artifact.load_tensors("features")["features"] for artifact in artifacts)
+        for other in others:
+            total += other
+        return total.div_(sum(len(part.terms) for part in parts))
+
+    return load

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from attribench.computing.similarity import Kind, similarity
 from attribench.errors import AttribenchError
-from attribench.gradients.features import FeatureOptions, FeatureSet, GradientFeatures
+from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.features import GradientFeatures
+from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import ProjectionName
 from attribench.gradients.ridge import Ridge, check_regularization
@@ -23,12 +25,13 @@ class KernelMethod(AttributionMethod):
 
     Args:
         f: the model output whose gradients are features; see :func:`attribench.gradients.outputs.output_function`.
-        num_timesteps: gradients are averaged over so many evenly spaced timesteps, one draw of noise each.
+        num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
             ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
         proj_dim: length of a projected gradient.
         regularization: λ as a share of the mean squared length of a train image's features; see
             :class:`attribench.gradients.ridge.Ridge`. The default comes from a pilot on validation queries of digits.
+        noise_draws: gradients are averaged over so many draws of noise at every timestep.
 
     Raises:
         UsageError: an option is out of range.
@@ -45,9 +48,10 @@ class KernelMethod(AttributionMethod):
         projection: ProjectionName = "auto",
         proj_dim: int = 32768,
         regularization: float = 0.1,
+        noise_draws: int = 1,
     ) -> None:
         check_regularization(regularization)
-        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim)
+        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim, noise_draws)
         self._regularization = regularization
         self._ridge: Ridge | None = None
 
@@ -84,10 +88,11 @@ class SimilarityMethod(AttributionMethod):
     ``Access.CHECKPOINTS``.
 
     Args:
-        num_timesteps: gradients are averaged over so many evenly spaced timesteps, one draw of noise each.
+        num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
             ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
         proj_dim: length of a projected gradient.
+        noise_draws: gradients are averaged over so many draws of noise at every timestep.
 
     Raises:
         UsageError: an option is out of range.
@@ -98,8 +103,14 @@ class SimilarityMethod(AttributionMethod):
     #: How two gradients are compared.
     kind: Kind
 
-    def __init__(self, num_timesteps: int = 10, projection: ProjectionName = "auto", proj_dim: int = 32768) -> None:
-        self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim)
+    def __init__(
+        self,
+        num_timesteps: int = 10,
+        projection: ProjectionName = "auto",
+        proj_dim: int = 32768,
+        noise_draws: int = 1,
+    ) -> None:
+        self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim, noise_draws)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""

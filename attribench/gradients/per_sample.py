@@ -1,4 +1,4 @@
-"""Gradients of a model output, one a sample, averaged over timesteps."""
+"""Gradients of a model output, one a sample, summed over timesteps and draws of noise."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
+from attribench.gradients.layerwise import LayerwiseGradients
 from attribench.gradients.outputs import OutputFunction, loss_weights
+
+#: A timestep and the number of a draw of noise at it.
+Term = tuple[int, int]
 
 #: Samples whose gradients are taken at a time, at most: beyond it, activations cost memory and gain no speed.
 _LARGEST_BATCH = 64
 
-#: Bytes of gradients that are held at a time, about, for the samples of one batch and one timestep.
+#: Bytes of gradients that are held at a time, about, for the samples of one batch.
 _BATCH_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
+
+#: Rows (samples times terms) of one forward pass, at most, and bytes that they may hold for its backward pass.
+_LARGEST_PASS = 640
+_PASS_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 
 def batch_size(num_parameters: int, device: torch.device) -> int:
@@ -27,60 +36,134 @@ def batch_size(num_parameters: int, device: torch.device) -> int:
     return max(1, min(_LARGEST_BATCH, budget // (4 * num_parameters)))
 
 
+def pass_size(row_bytes: int, device: torch.device) -> int:
+    """Rows that go through the network together.
+
+    Args:
+        row_bytes: what :func:`layerwise_bytes` says.
+    """
+    budget = _PASS_BYTES.get(device.type, _PASS_BYTES["cpu"])
+    return max(1, min(_LARGEST_PASS, budget // max(1, row_bytes)))
+
+
 def num_parameters(network: nn.Module) -> int:
     """The length of a gradient."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def mean_gradients(
+def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
+    """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
+
+    Found out by taking the gradient of one blank image.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+    held: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    gradients = _layerwise(network, device)
+    weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
+    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
+    into = torch.zeros(1, num_parameters(network), device=device, dtype=_dtype(network))
+    with sdpa_kernel(SDPBackend.MATH), saved_tensors_hooks(note, lambda value: value):
+        gradients.add(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), into)
+    if not gradients.complete:
+        return None
+    # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
+    return 2 * sum(size for pointer, size in held.items() if pointer not in weights)
+
+
+def summed_gradients(
     network: nn.Module,
     images: Tensor,
     ids: Sequence[str],
-    timesteps: Sequence[int],
+    terms: Sequence[Term],
     output: OutputFunction,
     seed: int,
     schedule: NoiseSchedule,
     device: torch.device,
+    row_bytes: int | None,
     report: Callable[[float], None] = lambda passes: None,
 ) -> Tensor:
-    """Average ∇_θ f over timesteps, for every sample, with one draw of noise a timestep.
+    """Sum ∇_θ f over timesteps and draws of noise, for every sample.
 
     All parameters count, frozen or not; nothing of ``network`` is changed.
 
     Args:
         network: an epsilon-predicting ``UNet2DModel`` in evaluation mode, on ``device``.
         images: uint8 ``(num_images, C, H, W)``.
-        ids: one name an image; its noise is a function of (seed, id, timestep) alone.
-        report: called with the number of backward passes (samples) just done.
+        ids: one name an image; its noise is a function of (seed, id, timestep, draw) alone.
+        row_bytes: what :func:`layerwise_bytes` says of the network; None makes one pass a term with ``torch.func``, which
+            works for every network.
+        report: called with the number of backward passes (samples times terms) just done.
 
     Returns:
-        float32 ``(num_images, num_parameters)`` on ``device``; parameters in the order of ``named_parameters()``.
+        ``(num_images, num_parameters)`` on ``device``, of the parameters' type and in the order of ``named_parameters()``.
     """
-    parameters = {name: value.detach().to(device) for name, value in network.named_parameters()}
-    buffers = {name: value.detach().to(device) for name, value in network.named_buffers()}
-    weights = loss_weights(schedule).to(device)
-
-    def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        predicted = functional_call(network, (parameters, buffers), (noisy[None], timestep[None])).sample[0]
-        return output(predicted, noise, weights[timestep])
-
-    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, None))
-    result = torch.zeros(len(images), num_parameters(network), device=device)
-    size = batch_size(result.shape[1], device)
+    result = torch.zeros(len(images), num_parameters(network), device=device, dtype=_dtype(network))
+    samples, together = batch_size(result.shape[1], device), 1
+    if row_bytes is not None:
+        rows = pass_size(row_bytes, device)
+        together = min(rows, len(terms))
+        samples = min(samples, rows // together)
+    add = _adder(network, output, loss_weights(schedule).to(result), device, mapped=row_bytes is None)
     # Attention's fused kernels neither promise the same bits twice nor can be mapped over samples everywhere.
     with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        for begin in range(0, len(images), size):
-            rows = result[begin : begin + size]
-            clean = to_unit_range(images[begin : begin + size])
-            for timestep in timesteps:
-                noise = sample_noise_batch(seed, ids[begin : begin + size], timestep, 0, clean.shape[1:])
-                noisy = schedule.add_noise(clean, noise, timestep)
-                step = torch.tensor(timestep, device=device)
-                found: dict[str, Tensor] = gradients(parameters, noisy.to(device), noise.to(device), step)
-                at = 0
-                for gradient in found.values():  # added in place: a second copy of all of them would be as large
-                    flat = gradient.flatten(1)
-                    rows[:, at : at + flat.shape[1]] += flat
-                    at += flat.shape[1]
-                report(float(len(rows)))
-    return result.div_(len(timesteps))
+        for begin in range(0, len(images), samples):
+            into, names = result[begin : begin + samples], ids[begin : begin + samples]
+            clean = to_unit_range(images[begin : begin + samples])
+            for first in range(0, len(terms), together):
+                some = terms[first : first + together]
+                noise = [sample_noise_batch(seed, names, timestep, draw, clean.shape[1:]) for timestep, draw in some]
+                noisy = [
+                    schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, some, strict=True)
+                ]
+                steps = torch.tensor([timestep for timestep, _ in some], device=device)
+                add(torch.cat(noisy).to(result), torch.cat(noise).to(result), steps.repeat_interleave(len(into)), into)
+                report(float(len(into) * len(some)))
+    return result
+
+
+#: Of noisy images, noise and timesteps, one a row, and where to add the gradients.
+_Adder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: torch.device, mapped: bool) -> _Adder:
+    def add_layerwise(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+        layerwise.add(noisy, steps, lambda predicted: vmap(output)(predicted, noise, weights[steps]).sum(), into)
+
+    def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        predicted = functional_call(network, (parameters, buffers), (noisy[None], step[None])).sample[0]
+        return output(predicted, noise, weights[step])
+
+    def add_mapped(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+        at = 0
+        for gradient in gradients(parameters, noisy, noise, steps).values():  # a copy of all would be as large again
+            flat = gradient.flatten(1)
+            into[:, at : at + flat.shape[1]] += flat
+            at += flat.shape[1]
+
+    if not mapped:
+        layerwise = _layerwise(network, device)
+        return add_layerwise
+    parameters, buffers = _state(network, device)
+    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0))
+    return add_mapped
+
+
+def _layerwise(network: nn.Module, device: torch.device) -> LayerwiseGradients:
+    return LayerwiseGradients(network, *_state(network, device))
+
+
+def _state(network: nn.Module, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    parameters = {name: value.detach().to(device) for name, value in network.named_parameters()}
+    return parameters, {name: value.detach().to(device) for name, value in network.named_buffers()}
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.budget import shortage
-from attribench.gradients.features import FeatureSet
+from attribench.gradients.feature_set import FeatureSet
 
 
 class Ridge:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from attribench.computing.seeding import derive_seed
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.errors import AccessError, UsageError
 from attribench.gradients import budget, features, per_sample
-from attribench.gradients.features import FeatureOptions, FeatureSet, GradientFeatures, model_digest
+from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.features import GradientFeatures, model_digest
+from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import Projection
 from attribench.settings import ModelSettings
@@ -83,22 +86,22 @@ def published(f: str, predicted: Tensor, noise: Tensor, timestep: int) -> Tensor
 
 
 def brute_force(
-    context: AttributionContext, model: nn.Module, images: ImageSet, f: str, timesteps: Sequence[int]
+    context: AttributionContext, model: nn.Module, images: ImageSet, f: str, timesteps: Sequence[int], draws: int = 1
 ) -> Tensor:
-    """One backward pass a sample and timestep, in float64."""
+    """One backward pass a sample, timestep and draw, in float64."""
     model = copy.deepcopy(model).double()
     rows = []
     for image, name in zip(images.images, images.ids, strict=True):
         total = 0.0
-        for timestep in timesteps:
+        for timestep, draw in itertools.product(timesteps, range(draws)):
             clean = image.double() / 127.5 - 1
-            noise = sample_noise(derive_seed(context.seed, "gradients"), name, timestep, 0, clean.shape).double()
+            noise = sample_noise(derive_seed(context.seed, "gradients"), name, timestep, draw, clean.shape).double()
             alpha_bar = context.schedule.alpha_bar[timestep].double()
             noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
             predicted = model(noisy[None], torch.tensor([timestep])).sample[0]
             gradients = torch.autograd.grad(published(f, predicted, noise, timestep), list(model.parameters()))
             total = total + torch.cat([gradient.flatten() for gradient in gradients])
-        rows.append(total / len(timesteps))
+        rows.append(total / (len(timesteps) * draws))
     return torch.stack(rows)
 
 
@@ -139,6 +142,59 @@ def test_the_timesteps_are_the_published_ones() -> None:
     assert FeatureOptions(num_timesteps=1).timesteps == [0]
 
 
+def terms_of(options: FeatureOptions) -> list[tuple[int, int]]:
+    return [term for stage in options.stages for term in stage]
+
+
+@pytest.mark.parametrize("number", [1, 3, 10, 20, 50, 99, 100, 200, 1000])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_stages_are_every_timestep_and_draw_once(number: int, draws: int) -> None:
+    options = FeatureOptions(num_timesteps=number, noise_draws=draws)
+    assert sorted(terms_of(options)) == list(itertools.product(range(0, 1000, 1000 // number), range(draws)))
+
+
+@pytest.mark.parametrize(
+    ("fewer", "more"), [((10, 1), (100, 1)), ((10, 2), (20, 3)), ((100, 1), (1000, 1)), ((3, 1), (3, 4))]
+)
+def test_stages_of_fewer_timesteps_and_draws_are_among_those_of_more(
+    fewer: tuple[int, int], more: tuple[int, int]
+) -> None:
+    small, large = (FeatureOptions(num_timesteps=number, noise_draws=draws).stages for number, draws in (fewer, more))
+    assert all(stage in large for stage in small)
+
+
+def test_more_timesteps_and_draws_add_to_what_is_there(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(num_train=2)
+    model = context.target_model()
+    asked: list[tuple[int, int]] = []
+    original = features.summed_gradients
+
+    def noting(model: nn.Module, images: Tensor, ids: object, terms: list[tuple[int, int]], *others: object) -> Tensor:
+        asked.extend(terms)
+        return original(model, images, ids, terms, *others)  # type: ignore[arg-type]
+
+    def ask(number: int, draws: int) -> Tensor:
+        options = FeatureOptions("loss", number, "identity", noise_draws=draws)
+        return GradientFeatures(context, options).of(model, context.train).load()
+
+    monkeypatch.setattr(features, "summed_gradients", noting)
+    ten = ask(10, 1)
+    assert asked == [(timestep, 0) for timestep in range(0, 1000, 100)]
+    asked.clear()
+    twenty = ask(20, 2)
+    assert sorted(asked) == sorted(
+        {*itertools.product(range(0, 1000, 50), (0, 1))} - {(t, 0) for t in range(0, 1000, 100)}
+    )
+    asked.clear()
+    again, doubled = ask(20, 1), ask(10, 2)
+    assert not asked  # every prefix is there
+    for found, number, draws in ((ten, 10, 1), (twenty, 20, 2), (again, 20, 1), (doubled, 10, 2)):
+        expected = brute_force(context, model, context.train, "loss", range(0, 1000, 1000 // number), draws)
+        assert relative_error(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("projection", ["identity", "basic"])
 def test_chunks_and_batches_do_not_change_features(
     make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: str
@@ -148,6 +204,7 @@ def test_chunks_and_batches_do_not_change_features(
     for size in (1, 3, 100):
         monkeypatch.setattr(features, "_LARGEST_CHUNK", size)
         monkeypatch.setattr(per_sample, "_LARGEST_BATCH", (size + 1) // 2)
+        monkeypatch.setattr(per_sample, "_LARGEST_PASS", size)
         context = make_context(num_train=7, store=tmp_path / str(size))
         feature_set = GradientFeatures(context, options).of(context.target_model(), context.train)
         found.append(feature_set.load())
@@ -177,7 +234,7 @@ def test_a_killed_computation_goes_on_at_its_chunk(make_context: MakeContext, mo
     context = make_context(num_train=7)
     options = FeatureOptions("loss", 1, "identity")
     done: list[int] = []
-    original = features.mean_gradients
+    original = features.summed_gradients
 
     def counting(model: nn.Module, images: Tensor, *arguments: object) -> Tensor:
         if len(done) == 2:
@@ -185,7 +242,7 @@ def test_a_killed_computation_goes_on_at_its_chunk(make_context: MakeContext, mo
         done.append(len(images))
         return original(model, images, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(features, "mean_gradients", counting)
+    monkeypatch.setattr(features, "summed_gradients", counting)
     with pytest.raises(KeyboardInterrupt):
         GradientFeatures(context, options).of(context.target_model(), context.train)
     done[:] = [0]
@@ -195,7 +252,7 @@ def test_a_killed_computation_goes_on_at_its_chunk(make_context: MakeContext, mo
     done[:] = [0]
     resumed = GradientFeatures(context, options).of(context.target_model(), context.train)
     assert done == [0, 1]  # the fourth holds one image
-    monkeypatch.setattr(features, "mean_gradients", original)
+    monkeypatch.setattr(features, "summed_gradients", original)
     whole = make_context(num_train=7, store=context.store.root.parent / "whole")
     assert torch.equal(resumed.load(), GradientFeatures(whole, options).of(context.target_model(), whole.train).load())
 
@@ -208,7 +265,7 @@ def test_what_cannot_fit_is_refused_before_any_work(make_context: MakeContext, m
     def work(*_: object) -> Tensor:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr(features, "mean_gradients", work)
+    monkeypatch.setattr(features, "summed_gradients", work)
     size = sum(parameter.numel() for parameter in model.parameters())
     disk = 5 * (4 * size) + 4096
     with monkeypatch.context() as patch:
@@ -252,8 +309,9 @@ def test_features_are_known_by_weights_options_seed_and_images(make_context: Mak
     assert ask(last, projection="basic", proj_dim=8) == 5
     assert ask(last, projection="auto", proj_dim=2**20) == 5  # which is identity
     assert ask(last, images=context.train.select([0, 1])) == 6
+    assert ask(last, noise_draws=2) == 7  # the second draw
     labelled = ImageSet(context.train.images, context.train.ids, torch.zeros(3, dtype=torch.int64))
-    assert ask(last, images=labelled) == 6
+    assert ask(last, images=labelled) == 7
 
 
 def test_the_digest_sees_configuration_and_weights(tiny_model: ModelSettings, make_context: MakeContext) -> None:
@@ -274,7 +332,14 @@ def test_a_method_without_access_to_the_model_gets_no_features(make_context: Mak
 
 @pytest.mark.parametrize(
     "options",
-    [{"f": "los"}, {"num_timesteps": 0}, {"num_timesteps": 1001}, {"projection": "gaussian"}, {"proj_dim": 0}],
+    [
+        {"f": "los"},
+        {"num_timesteps": 0},
+        {"num_timesteps": 1001},
+        {"projection": "gaussian"},
+        {"proj_dim": 0},
+        {"noise_draws": 0},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):

@@ -6,7 +6,7 @@ import torch
 
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients import budget
-from attribench.gradients.features import FeatureSet
+from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.methods import compare
 from attribench.gradients.ridge import Ridge, divide
 

@@ -16,7 +16,8 @@ from attribench.configuration.resolution import resolve
 from attribench.data import AttributionDataModule
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AccessError, AttribenchError, UsageError
-from attribench.gradients.features import FeatureOptions, GradientFeatures
+from attribench.gradients.features import GradientFeatures
+from attribench.gradients.options import FeatureOptions
 from attribench.method import score, start
 from attribench.methods.dtrak import DTRAK
 from attribench.methods.gas import GAS
@@ -167,6 +168,8 @@ def test_features_that_another_method_paid_for_are_in_the_cost(
 def test_bad_options_are_refused(method: type[AttributionMethod]) -> None:
     with pytest.raises(UsageError):
         method(num_timesteps=0)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="noise_draws must be at least 1; got 0"):
+        method(noise_draws=0)  # type: ignore[call-arg]
 
 
 def test_bad_options_of_single_methods() -> None:

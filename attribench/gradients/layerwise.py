@@ -1,0 +1,134 @@
+"""Gradients one a sample from one backward pass over many, layer by layer.
+
+The gradient of a layer's weights is a product of what went into the layer and of the gradient of what came out of it. Both
+are at hand for every row of a batch, so the gradients of each sample, summed over the timesteps at which it is in the
+batch, take no more arithmetic than an ordinary backward pass, which sums over everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+#: Of a layer's arguments by name, the gradient of its output ``(T · N, …)`` and N: the gradients of weight and bias,
+#: ``(N, …)`` each. Rows come timestep by timestep, the N samples in one order within each.
+_Rule = Callable[[Mapping[str, Any], Tensor, int], tuple[Tensor, Tensor]]
+
+
+def _conv2d(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    # The samples side by side as groups of channels: the weights of a group meet the rows of one sample alone.
+    rows, gradients = (
+        value.reshape(-1, samples * value.shape[1], *value.shape[2:]) for value in (call["input"], gradient)
+    )
+    weight = call["weight"]
+    shape = (samples * weight.shape[0], *weight.shape[1:])
+    groups = samples * call.get("groups", 1)
+    layout = (call.get("stride", 1), call.get("padding", 0), call.get("dilation", 1))
+    return nn.grad.conv2d_weight(rows, shape, gradients, *layout, groups), _sum(gradient, samples)
+
+
+def _linear(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    batch = len(gradient) // samples
+    rows, gradients = (value.reshape(batch, samples, -1, value.shape[-1]) for value in (call["input"], gradient))
+    return torch.einsum("tnpo,tnpi->noi", gradients, rows), gradients.sum((0, 2))
+
+
+def _group_norm(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    normal = F.group_norm(call["input"], call["num_groups"], eps=call.get("eps", 1e-5))
+    return _sum(normal * gradient, samples), _sum(gradient, samples)
+
+
+def _sum(rows: Tensor, samples: int) -> Tensor:
+    """Sum ``(T · N, C, …)`` over timesteps and positions: ``(N, C)``."""
+    return rows.reshape(len(rows) // samples, samples, rows.shape[1], -1).sum((0, 3))
+
+
+#: The layers that are known, each with the names of its arguments in order.
+_LAYERS: dict[Any, tuple[_Rule, tuple[str, ...]]] = {
+    F.conv2d: (_conv2d, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
+    F.linear: (_linear, ("input", "weight", "bias")),
+    F.group_norm: (_group_norm, ("input", "num_groups", "weight", "bias", "eps")),
+}
+
+
+class LayerwiseGradients:
+    """Takes the gradients of one network's parameters, one a sample.
+
+    It works where parameters are used as weights and biases of 2-d convolutions, linear layers and group normalisations
+    and in no other way, whichever module does so: :attr:`complete` says whether that held.
+
+    Args:
+        parameters: by name, in the order of the gradient's entries.
+        buffers: by name.
+    """
+
+    def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        self._network = network
+        self._state = ({name: value.detach().requires_grad_() for name, value in parameters.items()}, dict(buffers))
+        self._slots: dict[int, slice] = {}
+        end = 0
+        for value in self._state[0].values():
+            self._slots[id(value)] = slice(end, end + value.numel())
+            end += value.numel()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no gradient has been missed: none went to a parameter but through a layer that is known."""
+        return all(value.grad is None for value in self._state[0].values())
+
+    def add(self, noisy: Tensor, timesteps: Tensor, output: Callable[[Tensor], Tensor], into: Tensor) -> None:
+        """Add to each sample's row the gradient of the sum of its outputs.
+
+        Args:
+            noisy: ``(T · N, C, H, W)``, timestep by timestep.
+            timesteps: int ``(T · N,)``.
+            output: of the network's predictions, like ``noisy``, a scalar: the sum of one term a row.
+            into: ``(N, num_parameters)``.
+        """
+        with torch.enable_grad():
+            with _Watch(self._slots, into, len(noisy)):
+                predicted = functional_call(self._network, self._state, (noisy, timesteps)).sample
+            output(predicted).backward()  # type: ignore[no-untyped-call]
+
+
+class _Watch(TorchFunctionMode):
+    """Calls layers with constant weights, and adds the weights' gradients up itself as soon as that of the output is known.
+
+    A parameter that anything else uses keeps its place in the graph, and so gets a gradient of its own.
+    """
+
+    def __init__(self, slots: Mapping[int, slice], into: Tensor, num_rows: int) -> None:
+        super().__init__()
+        self._slots, self._into, self._num_rows = slots, into, num_rows
+
+    def __torch_function__(
+        self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function not in _LAYERS:
+            return function(*args, **(kwargs or {}))
+        rule, names = _LAYERS[function]
+        call = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        slots = [self._slots.get(id(call.get(name))) for name in ("weight", "bias")]
+        if slots == [None, None] or len(call["input"]) != self._num_rows or isinstance(call.get("padding"), str):
+            return function(**call)
+        for name, slot in zip(("weight", "bias"), slots, strict=True):
+            if slot is not None:
+                call[name] = call[name].detach()
+        output = function(**call)
+        if not output.requires_grad:  # the first layers: nothing before them needs a gradient
+            output.requires_grad_()
+        output.register_hook(partial(self._take, rule, {**call, "input": call["input"].detach()}, slots))
+        return output
+
+    @torch.no_grad()
+    def _take(self, rule: _Rule, call: Mapping[str, Any], slots: Iterable[slice | None], gradient: Tensor) -> None:
+        for slot, found in zip(slots, rule(call, gradient, len(self._into)), strict=True):
+            if slot is not None:
+                self._into[:, slot] += found.reshape(len(self._into), -1)
