@@ -125,7 +125,7 @@ def resolve(
 
 
 def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[str, Any]) -> MethodConfig:
-    """Resolve one method: its YAML if it has one, then the data set's options for it, then what the caller changed."""
+    """Resolve one method: the data set's options for it, its YAML, the data set's options for that, the caller's changes."""
     files = shipped("methods")
     if name.endswith((".yaml", ".yml")) or name in files:
         content = read_yaml(files[name] if name in files else Path(name))
@@ -141,11 +141,12 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     cls = METHODS.load(registered)
     row = row or METHODS.name_of(cls) or cls.__name__
     tuned = (base.methods.get(registered) or {}).get(preset) or {}
-    options = typed(cls, "method", merge(tuned, content, dict(changed)))
-    touched = {
-        key: options[key] for key in changed if options[key] != {**option_defaults(cls), **tuned, **content}.get(key)
-    }
-    tuned_on = (base.tuned_on.get(registered) or {}).get(preset, "") if tuned else ""
+    own = (base.methods.get(row) or {}).get(preset) or {} if row != registered else {}
+    given = {**option_defaults(cls), **tuned, **content, **own}
+    options = typed(cls, "method", merge(tuned, content, own, dict(changed)))
+    touched = {key: options[key] for key in changed if options[key] != given.get(key)}
+    where = base.tuned_on.get(row if own else registered) or {}
+    tuned_on = where.get(preset, "") if tuned or own else ""
     return MethodConfig(row, cls, options, touched, tuned_on)
 
 

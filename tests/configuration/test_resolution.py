@@ -7,9 +7,9 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import yaml
 
-from attribench.configuration.files import dataset_config, read_yaml, shipped
+from attribench.configuration.files import DatasetConfig, dataset_config, read_yaml, shipped
 from attribench.configuration.options import typed
-from attribench.configuration.resolution import resolve
+from attribench.configuration.resolution import method_config, resolve
 from attribench.errors import UsageError
 from attribench.registry import DATAMODULES
 
@@ -146,6 +146,17 @@ def test_a_named_configuration_and_a_file_of_the_user_s_set_a_method_s_options(t
     for name, row in (("pixel-dot", "pixel-dot"), (str(file), "mine")):
         (method,) = resolve("digits", "smoke", [name], {}).methods
         assert (method.name, method.options["similarity"]) == (row, "dot")
+
+
+def test_a_data_set_may_have_options_for_a_named_configuration() -> None:
+    methods = {"trak": {"small": {"regularization": 0.5}}, "trak-converged": {"small": {"num_timesteps": 50}}}
+    tuned_on = {"trak": {"small": "one"}, "trak-converged": {"small": "two"}}
+    base = DatasetConfig("digits", "small", {}, methods, tuned_on)
+    plain, named = (method_config(name, base, "small", {}) for name in ("trak", "trak-converged"))
+    assert (plain.options["num_timesteps"], plain.options["regularization"], plain.tuned_on) == (10, 0.5, "one")
+    assert (named.options["num_timesteps"], named.options["regularization"], named.tuned_on) == (50, 0.5, "two")
+    assert named.changed == {}
+    assert method_config("trak-converged", base, "smoke", {}).options["num_timesteps"] == 100
 
 
 @pytest.mark.parametrize(
