@@ -137,14 +137,14 @@ def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: 
     def add_layerwise(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
         layerwise.add(noisy, steps, lambda predicted: vmap(output)(predicted, noise, weights[steps]).sum(), into)
 
-    def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, step: Tensor, weight: Tensor) -> Tensor:
         predicted = functional_call(network, (parameters, buffers), (noisy[None], step[None])).sample[0]
-        return output(predicted, noise, weights[step])
+        return output(predicted, noise, weight)
 
     def add_mapped(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
         at = 0
-        for gradient in gradients(parameters, noisy, noise, steps).values():  # a copy of all would be as large again
-            flat = gradient.flatten(1)
+        for gradient in gradients(parameters, noisy, noise, steps, weights[steps]).values():
+            flat = gradient.flatten(1)  # added one by one: a copy of all would be as large again
             into[:, at : at + flat.shape[1]] += flat
             at += flat.shape[1]
 
@@ -152,7 +152,7 @@ def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: 
         layerwise = _layerwise(network, device)
         return add_layerwise
     parameters, buffers = _state(network, device)
-    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0))
+    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
     return add_mapped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 IMAGES = torch.randint(0, 256, (3, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 IDS = ("a", "b", "c")
-TERMS = [(0, 0), (700, 0), (700, 1), (999, 3), (5, 2)]
+TERMS = [(0, 0), (700, 1), (999, 3)]
 
 
 def network(down: str, up: str) -> nn.Module:
@@ -71,6 +72,14 @@ class Layers(nn.Module):
         return Prediction(self.frozen(self.grouped(self.twice(self.twice(noisy).tanh()))).cos())
 
 
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "attention": lambda: network("AttnDownBlock2D", "AttnUpBlock2D"),
+    "resnet": lambda: network("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
+    "default": without_scale_shift,
+    "layers": lambda: Layers().double(),
+}
+
+
 def expected(model: nn.Module, f: str) -> Tensor:
     """One sample, timestep and draw at a time."""
     schedule, rows = NoiseSchedule(), []
@@ -97,26 +106,17 @@ def found(model: nn.Module, f: str) -> Tensor:
     return summed_gradients(model, IMAGES, IDS, TERMS, output_function(f), 7, NoiseSchedule(), CPU, row_bytes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 100])
-@pytest.mark.parametrize(
-    "model",
-    [
-        network("AttnDownBlock2D", "AttnUpBlock2D"),
-        network("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
-        without_scale_shift(),
-        Layers().double(),
-    ],
-    ids=["attention", "resnet", "default", "layers"],
-)
-def test_layer_by_layer_equals_one_sample_at_a_time(
-    model: nn.Module, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(per_sample, "_LARGEST_PASS", rows)
+@pytest.mark.parametrize("name", ["attention", "resnet", "default", "layers"])
+def test_layer_by_layer_equals_one_sample_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[name]()
     before = [parameter.requires_grad for parameter in model.parameters()]
-    f = "mean-squared-l2-norm"
     assert layerwise_bytes(model, (2, 8, 8), CPU) is not None
-    # Noisy images are made in float32; the rest is exact to 15 digits.
-    torch.testing.assert_close(found(model, f), expected(model, f), rtol=1e-5, atol=1e-7)
+    f = "mean-squared-l2-norm"
+    reference = expected(model, f)
+    for rows in (1, 4, 100):
+        monkeypatch.setattr(per_sample, "_LARGEST_PASS", rows)
+        # Noisy images are made in float32; the rest is exact to 15 digits.
+        torch.testing.assert_close(found(model, f), reference, rtol=1e-5, atol=1e-7)
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
 
