@@ -92,14 +92,13 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_model_bit_for_bit(
 
 
 LAUNCHERS = {
-    "slurm": {
+    "slurm": {  # without SLURM_NTASKS_PER_NODE, which Lightning would insist on
         "SLURM_NTASKS": "2",
         "SLURM_JOB_NAME": "train",
         "SLURM_JOB_ID": "11",
         "SLURM_PROCID": "1",
         "SLURM_LOCALID": "1",
         "SLURM_NODEID": "0",
-        "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_NODELIST": "node[1-2]",
     },
     "torchrun": {
