@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 #: Of a layer's arguments by name, the gradient of its output ``(T · N, …)`` and N: the gradients of weight and bias,
@@ -31,7 +32,7 @@ def _conv2d(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Te
     shape = (samples * weight.shape[0], *weight.shape[1:])
     groups = samples * call.get("groups", 1)
     layout = (call.get("stride", 1), call.get("padding", 0), call.get("dilation", 1))
-    return nn.grad.conv2d_weight(rows, shape, gradients, *layout, groups), _sum(gradient, samples)
+    return conv2d_weight(rows, shape, gradients, *layout, groups), _sum(gradient, samples)
 
 
 def _linear(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
