@@ -198,7 +198,7 @@ class _Plan:
     @cached_property
     def row_bytes(self) -> int | None:
         """See :func:`attribench.gradients.per_sample.layerwise_bytes`."""
-        return layerwise_bytes(self.model, self.missing[0].images.images.shape[1:], self.device)
+        return layerwise_bytes(self.model, self.chunks[0][0].images.images.shape[1:], self.device)
 
     def memory(self) -> int:
         """Bytes needed at a time: weights, one batch's gradients, one chunk's, of activations and of the projection.

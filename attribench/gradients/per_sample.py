@@ -144,7 +144,7 @@ def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: 
     def add_mapped(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
         at = 0
         for gradient in gradients(parameters, noisy, noise, steps, weights[steps]).values():
-            flat = gradient.flatten(1)  # added one by one: a copy of all would be as large again
+            flat = gradient.reshape(len(into), -1)  # added one by one: a copy of all would be as large again
             into[:, at : at + flat.shape[1]] += flat
             at += flat.shape[1]
 
