@@ -37,7 +37,8 @@ _KIND = "gradients"
 
 #: The files that decide features; relative to the package.
 _DECISIVE = (
-    "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py", "gradients/per_sample.py",
+    "gradients/features.py", "gradients/feature_set.py", "gradients/layerwise.py", "gradients/options.py",
+    "gradients/outputs.py", "gradients/per_sample.py",
     "gradients/projection.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip

@@ -32,7 +32,8 @@ def _conv2d(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Te
     shape = (samples * weight.shape[0], *weight.shape[1:])
     groups = samples * call.get("groups", 1)
     layout = (call.get("stride", 1), call.get("padding", 0), call.get("dilation", 1))
-    return conv2d_weight(rows, shape, gradients, *layout, groups), _sum(gradient, samples)
+    found: Tensor = conv2d_weight(rows, shape, gradients, *layout, groups)  # type: ignore[no-untyped-call]
+    return found, _sum(gradient, samples)
 
 
 def _linear(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
