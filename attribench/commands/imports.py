@@ -9,6 +9,7 @@ from attribench.commands.bundle_lines import described
 from attribench.commands.parsing import configured, new_parser, runtime_of
 from attribench.commands.writable import writable_file
 from attribench.errors import UsageError
+from attribench.settings import QUERY_SETS
 
 if TYPE_CHECKING:
     from attribench.data import AttributionDataModule
@@ -31,7 +32,7 @@ def import_dtrak(arguments: list[str]) -> int:
     folder, out = _places(options)
 
     from attribench.computing.progress import terminal_progress
-    from attribench.reporting.paper import published
+    from attribench.reporting.published import load_published
     from attribench.workflows.imports import import_dtrak as read
 
     data = read(
@@ -44,7 +45,13 @@ def import_dtrak(arguments: list[str]) -> int:
         num_bands=options.bands,
         complete_only=options.complete_only,
     )
-    expected = {method.row: method.results.get(data.label, []) for method in published()[1]}
+    known = load_published()
+    expected = {
+        (method.row, query_set): cell.text
+        for method in known.methods
+        for query_set in QUERY_SETS
+        if method.row and (cell := known.cell(method.name, data.label, query_set))
+    }
     return _report(data, options, out, expected)
 
 
@@ -83,11 +90,10 @@ def _places(options: Any) -> tuple[Path, Path]:
     return Path(options.folder), writable_file("--out", options.out)
 
 
-def _report(data: AttributionDataModule, options: Any, out: Path, expected: dict[str, list[str]]) -> int:
+def _report(data: AttributionDataModule, options: Any, out: Path, expected: dict[tuple[str, str], str]) -> int:
     """Say what was written, and how raw pixels do on it."""
     from attribench.computing.progress import terminal_progress
     from attribench.reporting.tables import published_cell
-    from attribench.settings import QUERY_SETS
     from attribench.truth.bundle import Bundle
     from attribench.workflows.imports import self_test
 
@@ -97,7 +103,7 @@ def _report(data: AttributionDataModule, options: Any, out: Path, expected: dict
         print(f"  {line}")
     print("Self-test, LDS × 100 of raw pixels (near 0 if images or queries were in a wrong order):")
     for method, query_set, result in self_test(data, out, runtime_of(options), terminal_progress()):
-        known = dict(zip(QUERY_SETS, expected.get(method, []), strict=False)).get(query_set)
+        known = expected.get((method, query_set))
         beside = f"; subsets only {published_cell(result)}, published {known}" if known else ""
         print(f"  {method}, {query_set}: {result.text}{beside}")
     return 0

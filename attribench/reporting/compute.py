@@ -83,7 +83,9 @@ def compute_table(comparison: Comparison) -> Table:
     """A row a setting: what it costs a query, and the LDS on each query set; what has converged is in bold."""
     columns = [Column("method"), Column("setting"), *(Column("LDS×100 [95 %]", group=name) for name in QUERY_SETS)]
     columns.append(Column("a query"))
-    rows, bold, rules = [], set(), set()
+    rows: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    rules: set[int] = set()
     for method, settings in comparison.settings.items():
         rules.add(len(rows))
         converged = comparison.converged(method)

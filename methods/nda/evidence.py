@@ -91,5 +91,5 @@ def _evidence(task: PatchTask, tracer: Tracer, image: Tensor, normaliser: Normal
     order = np.argsort(-strength, kind="stable")[:NUM_PAIRS]
     order = order[strength[order] > 0.0]
     pairs = torch.from_numpy(np.stack([order, partners[order]], axis=1))
-    maps = (torch.from_numpy(values).view(task.geometry.grid) for values in (given, received))
-    return Evidence(*maps, pairs, torch.from_numpy(strength[order]))
+    query_map, train_map = (torch.from_numpy(values).view(task.geometry.grid) for values in (given, received))
+    return Evidence(query_map, train_map, pairs, torch.from_numpy(strength[order]))
