@@ -61,7 +61,7 @@ def functorch(network: nn.Module, images: Tensor, timesteps: Sequence[int], devi
     """A loop over batches and timesteps."""
 
     def loss(parameters: Mapping[str, Tensor], noisy: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        predicted = functional_call(network, dict(parameters), (noisy[None], timestep[None])).sample[0]
+        predicted: Tensor = functional_call(network, dict(parameters), (noisy[None], timestep[None])).sample[0]
         return (predicted - noise).square().mean()
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0, None))
@@ -91,7 +91,7 @@ class MeanLoss(AbstractModelOutput):  # type: ignore[misc]
         noise: Tensor,
         timesteps: Tensor,
     ) -> Tensor:
-        predicted = functional_call(model, (dict(weights), dict(buffers)), (noisy, timesteps)).sample
+        predicted: Tensor = functional_call(model, (dict(weights), dict(buffers)), (noisy, timesteps)).sample
         return (predicted - noise).square().mean()
 
     @staticmethod
@@ -113,7 +113,8 @@ def trak(network: nn.Module, images: Tensor, timesteps: Sequence[int], device: t
             some = slice(begin, begin + batch)
             traker.featurize((noisy[some], noise[some], steps[some]), num_samples=len(images[some]))
         # trak divides by the square root of the number of parameters
-        return torch.from_numpy(traker.saver.current_store["grads"][:]).clone() * traker.normalize_factor
+        found: Tensor = torch.from_numpy(traker.saver.current_store["grads"][:]).clone() * traker.normalize_factor
+    return found
 
 
 def seconds(work: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
