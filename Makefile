@@ -67,7 +67,7 @@ $(VENV)/docs: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-# The wheel as its users get it: installed into an empty environment and run in an empty folder.
+# The wheel as its users get it: installed into an empty environment and run in an empty folder, with the committed numbers.
 wheel: $(VENV)/ready
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -77,7 +77,8 @@ wheel: $(VENV)/ready
 	mkdir build/wheel/empty
 	cd build/wheel/empty && ../venv/bin/attribench --version
 	cd build/wheel/empty && ../venv/bin/attribench list
-	cd build/wheel/empty && ../venv/bin/attribench run --method pixel,random --dataset digits --preset smoke
+	cd build/wheel/empty && ../venv/bin/attribench run --method nda,pixel-cosine,random --dataset digits
+	build/wheel/venv/bin/python tests/same_results.py build/wheel/empty/results results
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
