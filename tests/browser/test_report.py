@@ -204,10 +204,10 @@ COMMITTED = Path(__file__).parents[2] / "results" / "report.html"
 
 @pytest.mark.skipif(not COMMITTED.is_file(), reason="results/ has no page")
 def test_the_committed_page_fits_a_phone_and_shows_all_its_settings(visit: Visit) -> None:
-    """Its names are long, and its counterfactual belongs to a setting without a leaderboard."""
+    """Its names are long, and its sweeps and its counterfactual belong to settings without a leaderboard."""
     page = visit(COMMITTED, viewport={"width": 360, "height": 700})
     settings = page.locator("#setting option").all_inner_texts()
-    assert len(settings) == 2
+    assert len(settings) == 3
     for setting in settings:
         page.select_option("#setting", label=setting)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
