@@ -25,7 +25,8 @@ def import_dtrak(arguments: list[str]) -> int:
     parser.add_argument("--setting", type=str, help="Which one below saved/, as 5000-0.5, where there are several.")
     parser.add_argument("--bands", type=int, default=1, help="Keep losses apart by so many bands of timesteps.")
     parser.add_argument("--complete_only", action="store_true", help="Leave out subsets of which a file is missing.")
-    given = configured(parser, ["--preset", "paper", *arguments], methods=False, truth=False)
+    named = any(argument.split("=")[0] in ("--preset", "--config") for argument in arguments)
+    given = configured(parser, arguments if named else ["--preset", "paper", *arguments], methods=False, truth=False)
     if given is None:
         return 0
     options, config, _ = given

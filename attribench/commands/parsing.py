@@ -31,7 +31,8 @@ def _add_setting_options(parser: Any, *, methods: bool, truth: bool) -> None:
     if methods:
         parser.add_argument("--method", type=str, default="nda", help="Method, or several separated by commas: names, "
                             "import paths (my_package.MyMethod), YAML files; all = every one that can run.")  # fmt: skip
-    parser.add_argument("--dataset", type=str, default="digits", help="Data set: a name, an import path, a YAML file.")
+    parser.add_argument("--dataset", type=str, help="Data set: a name, an import path, a YAML file (default: digits"
+                        f"{', or that of --ground-truth' if truth else ''}).")  # fmt: skip
     parser.add_argument("--preset", type=str, help=f"Sizes: {', '.join(PRESETS)} (default: the data set's).")
     if truth:
         parser.add_argument("--ground-truth", "--ground_truth", type=str, help="A ground truth to use: the name of an "
@@ -125,7 +126,7 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
     from attribench.configuration.files import merge, read_yaml
     from attribench.configuration.resolution import resolve
 
-    if any("." in name for name in (*methods, options.dataset)) and "" not in sys.path:
+    if any("." in name for name in (*methods, options.dataset or "")) and "" not in sys.path:
         sys.path.insert(0, "")  # so that a class in the current folder can be named
     dataset, preset = options.dataset, options.preset
     if options.config:
@@ -137,11 +138,11 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
         dotted = merge(content, dotted)
     if getattr(options, "ground_truth", None):
         return _with_ground_truth(options, dataset, preset, list(methods), dotted)
-    return resolve(dataset, preset, methods, dotted)
+    return resolve(dataset or "digits", preset, methods, dotted)
 
 
 def _with_ground_truth(
-    options: Any, dataset: str, preset: str | None, methods: list[str], dotted: dict[str, dict[str, Any]]
+    options: Any, dataset: str | None, preset: str | None, methods: list[str], dotted: dict[str, dict[str, Any]]
 ) -> Config:
     from attribench.truth.bundle import Bundle
     from attribench.truth.catalog import find
@@ -154,7 +155,7 @@ def _with_ground_truth(
         raise UsageError(
             f"--preset {preset}: the ground truth {bundle.header.name} is of preset {bundle.header.preset}."
         )
-    return replace(config_of(bundle, dataset, methods, dotted), ground_truth=str(bundle.path))
+    return replace(config_of(bundle, dataset or bundle.header.dataset, methods, dotted), ground_truth=str(bundle.path))
 
 
 def _with_shipped(config: Config) -> Config:
@@ -223,7 +224,7 @@ def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> 
     try:
         own, _ = split_dotted([argument for argument in options_given if argument not in ("-h", "--help")])
         options = parse(parser, own)
-        base = dataset_config(options.dataset)
+        base = dataset_config(options.dataset or "digits")
         classes = {"data": DATAMODULES.load(base.name), **SECTIONS}
         if methods and "," not in options.method:
             classes = {"method": method_config(options.method, base, "", {}).cls, **classes}

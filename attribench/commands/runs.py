@@ -74,6 +74,7 @@ def score(arguments: list[str]) -> int:
     parser.add_argument("--query-set", "--query_set", type=str, default="validation", help="validation or generation; "
                         "for several files, separated by commas.")  # fmt: skip
     parser.add_argument("--name", type=str, help="The row's name (default: the first file's).")
+    add_galleries_option(parser)
     parser.add_argument("--results", type=str, default="results", help="Folder the record is filed in.")
     given = configured(parser, arguments, methods=False)
     if given is None:

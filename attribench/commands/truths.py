@@ -10,7 +10,7 @@ from attribench.commands.bundle_lines import described
 from attribench.commands.imports import import_dattri, import_dtrak
 from attribench.commands.parsing import add_runtime_options, configured, new_parser, parse, runtime_of, split_dotted
 from attribench.commands.writable import new_folder, writable_file
-from attribench.errors import UsageError
+from attribench.errors import BundleError, UsageError
 
 
 def ground_truth(arguments: list[str]) -> int:
@@ -92,7 +92,11 @@ def list_(arguments: list[str]) -> int:
     for found, where in ((shipped(), "ships with attribench"), (imported(Path(options.workdir)), "")):
         for name, path in found.items():
             print(f"{name}  ({where or path})")
-            for line in described(Bundle(path).header):
+            try:
+                lines = described(Bundle(path).header)
+            except BundleError as error:
+                lines = [str(error)]
+            for line in lines:
                 print(f"  {line}")
     if not found:
         print(f"None imported into {options.workdir}: attribench ground-truth import FILE takes one up.")
@@ -143,7 +147,9 @@ def verify(arguments: list[str]) -> int:
     )
     parser.add_argument("file", type=str, help="A file, or the name of a shipped or imported one.")
     parser.add_argument("--retrain", type=int, default=0, help="So many of its subset models are trained anew.")
-    options = _own(parser, arguments)
+    parser.add_argument("--dataset", type=str, help="The data set (default: the one that the ground truth names).")
+    own, dotted = split_dotted(arguments)
+    options = _own(parser, own)
     if options is None:
         return 0
 
@@ -156,7 +162,8 @@ def verify(arguments: list[str]) -> int:
     bundle.verify()
     print(f"{bundle.path}: all {len(bundle.header.files)} files are what they should be, and so are the hashes.")
     if options.retrain:
-        for line in retrain(bundle, runtime_of(options), options.retrain, terminal_progress()):
+        dataset = options.dataset or bundle.header.dataset
+        for line in retrain(bundle, dataset, dotted, runtime_of(options), options.retrain, terminal_progress()):
             print(line)
     return 0
 

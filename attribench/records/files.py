@@ -155,7 +155,8 @@ def save_file(
             if same and load_attachment(before, results) is not None:
                 return before, path
         if before is None or before.identity != record.identity:
-            what = f"of {before.method_class}, {before.options}" if before else "not readable"
+            truth = (before.ground_truth or "models retrained here") if before else ""
+            what = f"of {before.method_class}, {before.options}, ground truth: {truth}" if before else "not readable"
             progress.message(f"{path} was {what}; it is kept as {_set_aside(path)}.")
     attached = _attachment_path(path, digest) if content else None
     if attached:  # first, and under a name of its own: whenever this is cut short, the record names what is there

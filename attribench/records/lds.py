@@ -159,7 +159,8 @@ class Record(MethodRecord):
 
     @property
     def identity(self) -> object:
-        return [super().identity, self.protocol]
+        truths = {name: result.ground_truth_hash for name, result in sorted(self.results.items())}
+        return [super().identity, self.protocol, truths]
 
 
 def row_name(name: str, changed: dict[str, Any]) -> str:

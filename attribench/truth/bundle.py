@@ -18,6 +18,7 @@ from attribench.data import ImageSet
 from attribench.errors import BundleError
 from attribench.settings import QUERY_SETS, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.files import digest_text
 from attribench.truth.bundle_files import BundleFiles, Header
 from attribench.truth.ground_truth import Band, GroundTruth
 from attribench.truth.jobs import TrainJob
@@ -58,6 +59,11 @@ class Bundle:
     def has_model(self) -> bool:
         """Whether the target model is in it."""
         return bool(self.header.checkpoints)
+
+    @property
+    def weights(self) -> str:
+        """Checksum of the target model's weights and of its checkpoints'."""
+        return digest_text("".join(self.header.files[name].sha256 for name in self.header.checkpoints))
 
     @cached_property
     def settings(self) -> Settings:

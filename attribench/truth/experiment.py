@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -81,9 +82,10 @@ class Experiment:
 
     @cached_property
     def target(self) -> TrainJob:
-        """The model under study, trained on all train images."""
+        """The model under study, trained on all train images; the bundle's own where there is one."""
         training = self.settings.training
-        return self.train_job("target model", None, training.seed, training.num_checkpoints)
+        job = self.train_job("target model", None, training.seed, training.num_checkpoints)
+        return job if self.bundle is None or not self.has_model else replace(job, weights=self.bundle.weights)
 
     @cached_property
     def retrainings(self) -> list[list[TrainJob]]:

@@ -93,6 +93,7 @@ class TrainJob:
         num_images: how many those are.
         seed: the training seed.
         num_checkpoints: models kept of the course of the training; 0 for none.
+        weights: checksum of the weights of another machine's training, which may round otherwise: a model of its own.
     """
 
     name: str
@@ -104,6 +105,7 @@ class TrainJob:
     training: TrainingSettings
     seed: int
     num_checkpoints: int = 0
+    weights: str = ""
 
     @property
     def cost(self) -> float:
@@ -121,6 +123,7 @@ class TrainJob:
             "training": training,
             "seed": self.seed,
             "num_checkpoints": self.num_checkpoints,
+            **({"weights": self.weights} if self.weights else {}),
             **recipe(TRAINING),
         }
 

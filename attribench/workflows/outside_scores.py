@@ -62,12 +62,19 @@ def score_files(
     parts = {query_set: Evaluation.reported(experiment, query_set) for query_set in scores}
     found = {query_set: part.evaluate(scores[query_set], by_band=True) for query_set, part in parts.items()}
     tensors: dict[str, Tensor] = {}
+    shown = experiment.train if config.files_images else None
     for query_set, part in parts.items():
-        tensors.update(part.attached(scores[query_set], experiment.train))
+        tensors.update(part.attached(scores[query_set], shown))
     if earlier is not None:
         kept = _kept(earlier, experiment, found)
         beside = load_attachment(earlier, results) or {}
-        tensors.update({key: value for key, value in beside.items() if key.partition(".")[0] in kept})
+        tensors.update(
+            {
+                key: value
+                for key, value in beside.items()
+                if key.partition(".")[0] in kept and (config.files_images or ".gallery." not in key)
+            }
+        )
         found.update(kept)
         for query_set in kept:
             progress.message(f"{name}: its {query_set} scores of {earlier.created} stay in the row.")
@@ -123,8 +130,9 @@ def read_scores(path: Path, query_ids: Sequence[str], train_ids: Sequence[str]) 
     for axis, indices in enumerate(order):
         if indices is not None:
             array = array.take(indices, axis)
-    native = array.astype(array.dtype.newbyteorder("="), copy=True)
-    scores = real_scores(torch.from_numpy(native if native.dtype.kind != "u" else native.astype("float64")))
+    wide = array.dtype.kind == "u" or array.dtype.itemsize > 8  # torch has no such types
+    native = array.astype("float64" if wide else array.dtype.newbyteorder("="), copy=True)
+    scores = real_scores(torch.from_numpy(native))
     if not torch.isfinite(scores).all():
         query, image = (~torch.isfinite(scores)).nonzero()[0].tolist()
         raise DataError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
@@ -18,6 +21,7 @@ from attribench.store.json_values import json_value
 from attribench.truth.bundle import Bundle
 from attribench.truth.bundle_files import Header
 from attribench.truth.catalog import differences, shipped
+from attribench.truth.experiment import Experiment
 from attribench.truth.exporting import export_bundle
 from attribench.truth.ground_truth import band_means
 from attribench.workflows.opening import open_experiment, recorded_data
@@ -104,8 +108,11 @@ def with_shipped(config: Config, progress: Progress) -> Config:
         header = bundle.header
         if (header.dataset, header.preset) != (config.dataset, config.preset):
             continue
+        data = recorded_data(config)
         found = differences(bundle, config.settings) + [
-            f"--{name} {value}" for name, value in sorted(config.overrides.items()) if name.startswith("data.")
+            f"--data.{name} {data.get(name)} (the ground truth has {header.data.get(name)})"
+            for name in sorted({*data, *header.data})
+            if data.get(name) != header.data.get(name)
         ]
         if not found:
             return replace(config, ground_truth=str(path))
@@ -145,25 +152,49 @@ def image_sets(
     return {name: held[name] for name in wanted}
 
 
-def retrain(bundle: Bundle, runtime: Runtime, count: int, progress: Progress) -> Iterator[str]:
+def retrain(
+    bundle: Bundle,
+    dataset: str,
+    options: dict[str, dict[str, object]],
+    runtime: Runtime,
+    count: int,
+    progress: Progress,
+) -> Iterator[str]:
     """Train some of a bundle's subset models anew, and say how far their losses are from the stored ones.
+
+    They are trained in a work directory of their own, whatever the usual one holds.
+
+    Args:
+        dataset: as the caller names it.
+        options: what the caller says of the data set, by section.
 
     Raises:
         UsageError: it does not have so many models, or was published elsewhere: from which seeds is not known.
+        BundleError: its subsets are not those that its settings draw today.
     """
     if not bundle.has_model:
         raise UsageError(
             f"--retrain: the ground truth {bundle.header.name} holds no model, so none can be trained again."
         )
-    config = config_of(bundle, bundle.header.dataset, [], {})
-    experiment = open_experiment(replace(config, ground_truth=""), runtime, progress)
-    bundle.check(experiment.train, experiment.validation)
-    chosen = [(subset, 0) for subset in range(len(bundle.masks))][:count]
-    if count > len(chosen):
-        raise UsageError(f"--retrain {count}: there are {len(chosen)} subsets.")
+    if not 1 <= count <= len(bundle.masks):
+        raise UsageError(f"--retrain {count}: from 1 to {len(bundle.masks)} of its models can be trained anew.")
+    chosen = [(subset, 0) for subset in range(count)]
+    config = config_of(bundle, dataset, [], options)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = open_experiment(replace(config, ground_truth=""), replace(runtime, workdir=folder), progress)
+        bundle.check(experiment.train, experiment.validation)
+        if not torch.equal(experiment.masks, bundle.masks):
+            raise BundleError(f"{bundle.path} has other subsets than its settings draw today.")
+        yield from _compared(bundle, experiment, chosen, progress)
+
+
+def _compared(
+    bundle: Bundle, experiment: Experiment, chosen: Sequence[tuple[int, int]], progress: Progress
+) -> Iterator[str]:
+    """A line on the losses of each (subset, seed) and query set, after its training."""
     timesteps = experiment.settings.ground_truth.timesteps
     models = [experiment.retrainings[subset][seed] for subset, seed in chosen]
-    with progress.task(f"{bundle.header.name}: {count} models anew", sum(job.cost for job in models)) as task:
+    with progress.task(f"{bundle.header.name}: {len(models)} models anew", sum(job.cost for job in models)) as task:
         experiment.train_only(models, task)
     for name in bundle.query_sets:
         images = experiment.validation if name == "validation" else bundle.queries(name)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from attribench.cli import main
 from attribench.computing.progress import silent_progress
+from attribench.configuration.files import shipped as shipped_files
 from attribench.configuration.resolution import resolve
-from attribench.records.lds import load_records
+from attribench.records.lds import load_record, load_records
 from attribench.settings import QUERY_SETS, Runtime
+from attribench.store.artifacts import ArtifactStore
 from attribench.truth import catalog
 from attribench.truth.bundle import Bundle
 from attribench.truth.experiment import Experiment
-from attribench.truth.ground_truth import band_means
+from attribench.truth.ground_truth import GroundTruth, band_means
 from attribench.workflows.opening import open_experiment
 from attribench.workflows.truths import with_shipped
 
@@ -108,6 +112,60 @@ def test_it_is_used_where_it_fits_and_only_there(
     assert "tiny" in capsys.readouterr().out
     assert main(["ground-truth", "list", *place[2:4]]) == 0
     assert "tiny  (ships with attribench)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_retraining_in_the_same_work_directory_trains_the_target_too(small: Path, tmp_path: Path) -> None:
+    place = ["--preset", "smoke", "--workdir", f"{tmp_path}/runs", "--results", f"{tmp_path}/results"]
+    assert main(["run", "--method", "gradient-dot", *place]) == 0
+    config, runtime = resolve("digits", "smoke", [], {}), Runtime(workdir=f"{tmp_path}/runs")
+    assert open_experiment(config, runtime, silent_progress).target.find(ArtifactStore(tmp_path / "runs")) is None
+
+
+@pytest.mark.slow
+def test_a_row_of_another_ground_truth_is_kept(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ["--preset", "smoke", "--workdir", f"{small}/runs", "--results", f"{tmp_path}/results"]
+    assert main(["run", "--method", "random", *place]) == 0
+    (before,) = load_records(tmp_path / "results")
+    hashes = GroundTruth.hash
+    monkeypatch.setattr(GroundTruth, "hash", property(lambda truth: hashes.__get__(truth)[::-1]))  # another machine's
+    assert main(["run", "--method", "random", *place, "--retrain"]) == 0
+    assert "ground truth: tiny; it is kept as" in capsys.readouterr().err
+    (kept,) = (tmp_path / "results" / before.path).parent.glob("superseded/random.*.json")
+    assert load_record(kept) == before
+
+
+@pytest.mark.slow
+def test_other_data_are_not_taken_for_its_own(small: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(shipped_files("datasets")["digits"].read_text())
+    content["presets"]["smoke"]["data"]["num_train"] = 50
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    said: list[str] = []
+    progress = SimpleNamespace(message=said.append)
+    config = with_shipped(resolve(str(file), "smoke", [], {}), progress)  # type: ignore[arg-type]
+    assert config.ground_truth == ""
+    assert "--data.num_train 50 (the ground truth has 60)" in said[0]
+
+
+@pytest.mark.slow
+def test_a_damaged_file_does_not_hide_the_others(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "truths").mkdir()
+    (tmp_path / "truths" / "broken.truth").write_bytes(b"PK")
+    assert main(["ground-truth", "list", "--workdir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "tiny  (ships with attribench)" in said
+    assert "broken  (" in said
+
+
+@pytest.mark.parametrize("count", ["-1", "65"])
+def test_only_as_many_models_are_retrained_as_there_are(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ground-truth", "verify", "digits", "--retrain", count]) == 2
+    assert "from 1 to 64" in capsys.readouterr().err
 
 
 @pytest.mark.slow

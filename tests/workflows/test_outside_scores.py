@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from attribench.cli import main
 from attribench.errors import DataError, UsageError
+from attribench.records.files import load_attachment
 from attribench.records.lds import Record, load_records
 from attribench.workflows.outside_scores import read_scores
 
@@ -27,7 +28,7 @@ def parquet(path: Path, scores: NDArray[np.float64], order: NDArray[np.int64] | 
     (table if order is None else table.iloc[order]).to_parquet(path)
 
 
-@pytest.mark.parametrize("dtype", ["float64", ">f8", "float32", "float16", "int16", "uint16", "bool"])
+@pytest.mark.parametrize("dtype", ["float64", ">f8", "longdouble", "float32", "float16", "int16", "uint16", "bool"])
 def test_arrays_of_any_real_type_are_read(dtype: str, tmp_path: Path) -> None:
     values = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
     np.save(tmp_path / "s.npy", values)
@@ -125,6 +126,15 @@ def test_query_sets_scored_one_after_the_other_share_a_row(made: Path, capsys: p
         assert main(["score", f"{made}/{query_set}.npy", "--query-set", query_set, "--name", "two", *place(made)]) == 0
     assert "two: its validation scores of" in capsys.readouterr().err
     assert row(made, "two").results == row(made, "nda").results
+
+
+@pytest.mark.slow
+def test_without_galleries_no_image_is_filed(made: Path, tmp_path: Path) -> None:
+    call = ["score", f"{made}/validation.npy", "--name", "mine", "--galleries", "false"]
+    assert main([*call, *place(made), "--results", str(tmp_path / "results")]) == 0
+    record = row(tmp_path, "mine")
+    tensors = load_attachment(record, tmp_path / "results")
+    assert sorted(tensors or {}) == ["validation.outputs", "validation.predictions"]
 
 
 @pytest.mark.slow
