@@ -192,7 +192,7 @@ def test_sizes_are_upper_limits(write: Write) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the folder of CIFAR-2 JPEGs beside the repository")
 def test_a_real_folder_of_photos() -> None:
-    data = ImageFolder(SHARED, name="cifar2-jpeg", num_train=200, num_queries=60)
+    data = ImageFolder(SHARED, name="photos", num_train=200, num_queries=60)
     assert data.train.image_shape == (3, 32, 32)
     assert (len(data.train), len(data.validation), data.stratify) == (200, 60, True)
     assert data.train.labels is not None

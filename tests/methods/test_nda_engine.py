@@ -174,9 +174,10 @@ def test_evidence_adds_up_to_the_score(size: int, low: bool) -> None:
     chosen = [0, 3, 24]
     for index, shown in zip(chosen, evidence(task, train[chosen], partial.normaliser), strict=True):
         assert shown.given.shape == shown.received.shape == task.geometry.grid
-        assert abs(shown.score - scores[index]) < 1e-5 * scores.max()
+        # The engine's logits, of a few hundred, are rounded to float32, and its totals with them; the evidence's are not.
+        assert abs(shown.score - scores[index]) < 5e-5 * scores.max()
         assert shown.received.sum().item() == pytest.approx(shown.score.item(), rel=1e-9)
-        assert shown.given.max() <= 1 + 1e-5
+        assert shown.given.max() <= 1 + 5e-5
 
 
 def stream_tasks() -> tuple[list[PatchTask], Tensor]:
