@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attribench.commands.bundle_lines import described
 from attribench.commands.imports import import_dattri, import_dtrak
 from attribench.commands.parsing import add_runtime_options, configured, new_parser, parse, runtime_of, split_dotted
 from attribench.commands.writable import new_folder, writable_file
 from attribench.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from attribench.truth.bundle import Bundle
 
 
 def ground_truth(arguments: list[str]) -> int:
@@ -109,18 +112,11 @@ def show(arguments: list[str]) -> int:
         "Say what a ground truth holds; write its images, so that other code can compute scores. What of them it may not hold "
         "is read from the data set, whose options are given as --data.root DIR.",
     )
-    parser.add_argument("file", type=str, help="A file, or the name of a ground truth at hand.")
     parser.add_argument("--images", type=str, help="A new folder for train images and queries, with an index.")
-    parser.add_argument("--dataset", type=str, help="The data set (default: the one that the ground truth names).")
-    own, dotted = split_dotted(arguments)
-    options = _own(parser, own)
-    if options is None:
+    given = _opened(parser, arguments)
+    if given is None:
         return 0
-
-    from attribench.truth.bundle import Bundle
-    from attribench.truth.catalog import find
-
-    bundle = Bundle(find(options.file, Path(options.workdir)))
+    options, dotted, bundle = given
     if not options.images:
         print(f"{bundle.header.name}  ({bundle.path})")
         for line in described(bundle.header):
@@ -133,7 +129,7 @@ def show(arguments: list[str]) -> int:
     from attribench.workflows.truths import image_sets
 
     progress = terminal_progress()
-    found = image_sets(bundle, options.dataset or bundle.header.dataset, dotted, progress)
+    found = image_sets(bundle, options.dataset, dotted, progress)
     index = write_image_sets(found, folder, progress)
     print(
         f"{folder}: {', '.join(f'{len(images)} {name}' for name, images in found.items())} images; in order in {index}"
@@ -145,27 +141,39 @@ def verify(arguments: list[str]) -> int:
     parser = new_parser(
         "ground-truth verify", "Check every file of a ground truth; retrain some of its models, and compare."
     )
-    parser.add_argument("file", type=str, help="A file, or the name of a shipped or imported one.")
     parser.add_argument("--retrain", type=int, default=0, help="So many of its subset models are trained anew.")
+    given = _opened(parser, arguments)
+    if given is None:
+        return 0
+    options, dotted, bundle = given
+
+    from attribench.computing.progress import terminal_progress
+    from attribench.workflows.truths import retrain
+
+    bundle.verify()
+    print(f"{bundle.path}: all {len(bundle.header.files)} files are what they should be, and so are the hashes.")
+    if options.retrain:
+        runtime, progress = runtime_of(options), terminal_progress()
+        for line in retrain(bundle, options.dataset, dotted, runtime, options.retrain, progress):
+            print(line)
+    return 0
+
+
+def _opened(parser: Any, arguments: list[str]) -> tuple[Any, dict[str, dict[str, Any]], Bundle] | None:
+    """The ground truth that a verb is about, its options, and those of the data set; None as :func:`_own`."""
+    parser.add_argument("file", type=str, help="A file, or the name of a shipped or imported one.")
     parser.add_argument("--dataset", type=str, help="The data set (default: the one that the ground truth names).")
     own, dotted = split_dotted(arguments)
     options = _own(parser, own)
     if options is None:
-        return 0
+        return None
 
-    from attribench.computing.progress import terminal_progress
     from attribench.truth.bundle import Bundle
     from attribench.truth.catalog import find
-    from attribench.workflows.truths import retrain
 
     bundle = Bundle(find(options.file, Path(options.workdir)))
-    bundle.verify()
-    print(f"{bundle.path}: all {len(bundle.header.files)} files are what they should be, and so are the hashes.")
-    if options.retrain:
-        dataset = options.dataset or bundle.header.dataset
-        for line in retrain(bundle, dataset, dotted, runtime_of(options), options.retrain, terminal_progress()):
-            print(line)
-    return 0
+    options.dataset = options.dataset or bundle.header.dataset
+    return options, dotted, bundle
 
 
 def _own(parser: Any, arguments: list[str]) -> Any | None:

@@ -130,8 +130,8 @@ def read_scores(path: Path, query_ids: Sequence[str], train_ids: Sequence[str]) 
     for axis, indices in enumerate(order):
         if indices is not None:
             array = array.take(indices, axis)
-    wide = array.dtype.kind == "u" or array.dtype.itemsize > 8  # torch has no such types
-    native = array.astype("float64" if wide else array.dtype.newbyteorder("="), copy=True)
+    unknown = array.dtype.kind == "u" or array.dtype.itemsize > 8  # to torch
+    native = array.astype("float64" if unknown else array.dtype.newbyteorder("="), copy=True)
     scores = real_scores(torch.from_numpy(native))
     if not torch.isfinite(scores).all():
         query, image = (~torch.isfinite(scores)).nonzero()[0].tolist()

@@ -119,7 +119,8 @@ def with_shipped(config: Config, progress: Progress) -> Config:
         ground_truth = config.settings.ground_truth
         count = ground_truth.num_subsets * ground_truth.num_seeds
         progress.message(
-            f"The ground truth that ships, {header.name}, is of other settings than {found[0]}: {count} models are retrained."
+            f"The ground truth that ships, {header.name}, is of other settings than {found[0]}: {count} retrained models are "
+            "needed."
         )
     return config
 

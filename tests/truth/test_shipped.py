@@ -101,7 +101,7 @@ def test_it_is_used_where_it_fits_and_only_there(
 
     assert main(["run", "--method", "random", *place, "--training.epochs", "1"]) == 0
     assert trained == ["digits"]
-    said = "of other settings than --training.epochs 1 (the ground truth has 2): 4 models are retrained"
+    said = "of other settings than --training.epochs 1 (the ground truth has 2): 4 retrained models are needed"
     assert said in capsys.readouterr().err
 
     assert main(["run", "--method", "random", *place, "--retrain"]) == 0
