@@ -26,6 +26,7 @@ from attribench.methods.nda.engine._products import (
 from attribench.methods.nda.engine._selection import exp2, fold, power_of_2, sum_of_largest, units
 from attribench.methods.nda.engine._simd import (
     add,
+    any_above,
     choose,
     compiled,
     fms,
@@ -62,18 +63,21 @@ def _raise_peak(
 def _weigh(
     w: Any, at: int, d: Any, at_d: int, energy: Any, at_e: int, beta: Any, peak: Any, floor: Any, found: Any, at_f: int,
     length: int, v: int,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Turn a row of candidates into weights; add their sum and number to ``found[at_f:]``."""
     zero, one = splat(0.0, peak), splat(1.0, peak)
     total, count = load(found, at_f), load(found, at_f + v)
     for j in range(0, length, v):
         logit = fms(beta, load(energy, at_e + j), load(d, at_d + j))
-        weight = choose(logit, floor, exp2(logit, peak), zero)
-        store(w, at + j, weight)
-        total = add(total, weight)
-        count = choose(logit, floor, add(count, one), count)
+        if any_above(logit, floor):
+            weight = choose(logit, floor, exp2(logit, peak), zero)
+            store(w, at, weight)
+            total = add(total, weight)
+            count = choose(logit, floor, add(count, one), count)
+            at += v
     store(found, at_f, total)
     store(found, at_f + v, count)
+    return at
 
 
 @inlined
@@ -95,9 +99,9 @@ def _take_row(
     floor = minimum(floor, splat(peak[p] - shallow, beta))
     if highest(sub(top, floor)) < 0.0:
         return
-    _weigh(w, at + kept[px], d, at_d, energy, at_e, beta, splat(peak[p], beta), floor, found, at_f, length, v)
+    end = _weigh(w, at + kept[px], d, at_d, energy, at_e, beta, splat(peak[p], beta), floor, found, at_f, length, v)
     store(found, at_f + 2 * v, largest)
-    kept[px] += (length + v - 1) // v * v
+    kept[px] = end - at
 
 
 @inlined

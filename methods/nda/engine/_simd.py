@@ -257,6 +257,17 @@ def highest(typing: Any, a: Any) -> Any:
 
 
 @operation
+def any_above(typing: Any, a: Any, b: Any) -> Any:
+    """Whether a > b in any lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, v: Any) -> Any:
+        bits = builder.bitcast(builder.fcmp_ordered(">", v[0], v[1]), ir.IntType(a.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(a.lanes), 0))
+
+    return types.boolean(a, a), generate
+
+
+@operation
 def rounder(typing: Any, like: Any) -> Any:
     """The number whose addition rounds to a whole number n, and leaves n in the lowest bits of the sum's mantissa."""
     number = 1.5 * 2.0**like.mantissa
