@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_LOOKS_AT = {"DATA": "data alone", "MODEL": "the model", "CHECKPOINTS": "checkpoints", "UNKNOWN": "unknown"}
+_LOOKS_AT = {
+    "DATA": "data alone",
+    "MODEL": "the model",
+    "CHECKPOINTS": "checkpoints",
+    "RETRAINED": "retrained models",
+    "UNKNOWN": "unknown",
+}
 
 
 def lds_by_method(board: Board) -> Figure:
