@@ -24,6 +24,7 @@ from attribench.reporting.collection import (
     counterfactual_drawings,
     folder,
     gallery_size,
+    retrainings_drawing,
     sweep_drawing,
 )
 from attribench.reporting.compute import comparisons
@@ -31,6 +32,7 @@ from attribench.reporting.counterfactual_tables import counterfactual_tables, ro
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
+from attribench.reporting.retrainings import yardsticks
 from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, best_lds, leaderboard, notes, preset_notes, rivals
 from attribench.settings import QUERY_SETS
 
@@ -112,6 +114,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "sweeps": parts.drawn(
             [
                 *(compute_drawing(comparison) for comparison in comparisons(setting.sweeps)),
+                *(retrainings_drawing(yardstick) for yardstick in yardsticks([board] if board else [], setting.sweeps)),
                 *(sweep_drawing(sweep) for sweep in setting.sweeps),
             ]
         ),
