@@ -16,6 +16,7 @@ from attribench.computing.progress import Progress
 from attribench.computing.seeding import derive_seed
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.data import ImageSet
+from attribench.embeddings.clip_models import find_model
 from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.errors import UsageError
 from attribench.method import Access, Queries
@@ -229,7 +230,8 @@ def _no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
 
 
 def _embedder(clip: Clip) -> ImageEmbedder:
-    return ImageEmbedder(clip.model, clip.pretrained, clip.checkpoint, checkpoint_option="--clip_checkpoint")
+    model = find_model(clip.model, clip.pretrained, own_weights=clip.checkpoint is not None)
+    return ImageEmbedder(model, clip.checkpoint, checkpoint_option="--clip_checkpoint")
 
 
 def _file(
