@@ -10,7 +10,7 @@ from attribench import load_method
 from attribench.gradients.search import REGULARIZATIONS
 
 
-@pytest.mark.parametrize("name", ["trak", "dtrak", "relative-influence", "renormalized-influence"])
+@pytest.mark.parametrize("name", ["trak", "dtrak", "das", "relative-influence", "renormalized-influence"])
 def test_the_best_regularization_output_and_number_of_timesteps_are_found(name: str) -> None:
     cls = load_method(name)
 
