@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
-from attribench.gradients.layerwise import LayerwiseGradients
+from attribench.gradients.layerwise import LayerwiseGradients, Take
 from attribench.gradients.outputs import OutputFunction, loss_weights
 
 #: A timestep and the number of a draw of noise at it.
@@ -53,6 +53,23 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torch.device, take: Take) -> bool:
+    """Take the gradient of the sum of the predictions for one blank image, layer by layer.
+
+    Args:
+        image_shape: (C, H, W).
+        take: is shown each call of a layer, with the gradient of its output.
+
+    Returns:
+        Whether layer by layer is all there is to it; see :attr:`LayerwiseGradients.complete`.
+    """
+    gradients = gradients_of(network, device)
+    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients.visit(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), take)
+    return gradients.complete
+
+
 def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
     """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
 
@@ -68,13 +85,10 @@ def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torc
         held[storage.data_ptr()] = storage.nbytes()
         return value
 
-    gradients = _layerwise(network, device)
     weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
-    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
-    into = torch.zeros(1, num_parameters(network), device=device, dtype=_dtype(network))
-    with sdpa_kernel(SDPBackend.MATH), saved_tensors_hooks(note, lambda value: value):
-        gradients.add(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), into)
-    if not gradients.complete:
+    with saved_tensors_hooks(note, lambda value: value):
+        complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None)
+    if not complete:
         return None
     # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
     return 2 * sum(size for pointer, size in held.items() if pointer not in weights)
@@ -220,14 +234,15 @@ def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: 
             at += flat.shape[1]
 
     if not mapped:
-        layerwise = _layerwise(network, device)
+        layerwise = gradients_of(network, device)
         return add_layerwise
     parameters, buffers = _state(network, device)
     gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
     return add_mapped
 
 
-def _layerwise(network: nn.Module, device: torch.device) -> LayerwiseGradients:
+def gradients_of(network: nn.Module, device: torch.device) -> LayerwiseGradients:
+    """Layer by layer, of all parameters of ``network``, on ``device``."""
     return LayerwiseGradients(network, *_state(network, device))
 
 
