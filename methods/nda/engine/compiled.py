@@ -126,8 +126,8 @@ class Engine:
         jobs: list[_Unit] = []
         results = []
         for query in queries:
-            positions, groups, lanes = len(query.best()), train.lanes(query.shape).groups, query.shape.lanes
-            rows = np.zeros((groups * lanes if sums else 0, positions), np.float32)
+            groups, lanes = train.lanes(query.shape).groups, query.shape.lanes
+            rows = np.zeros((groups * lanes if sums else 0, *self._sums_of_image(query)), np.float32)
             units = [
                 _Unit(query, first, rows[first * lanes : (first + GROUPS_PER_UNIT) * lanes])
                 for first in range(0, groups, GROUPS_PER_UNIT)
@@ -143,6 +143,10 @@ class Engine:
         begun = {id(unit) for unit in first}
         self._compute_all([unit for unit in jobs if id(unit) not in begun], train, sums)
         return [_joined(units, rows, start) for units, rows in results]
+
+    def _sums_of_image(self, query: _Query) -> tuple[int, ...]:
+        """The shape of what is kept of an image; its last dimension is that of positions."""
+        return (len(query.best()),)
 
     def _compute_all(self, units: list[_Unit], train: TrainLayout, sums: bool) -> None:
         if self.threads == 1 or len(units) <= 1:
