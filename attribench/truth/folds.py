@@ -51,7 +51,7 @@ def ranks_within_folds(values: Tensor, subsets: Sequence[int], folds: int) -> Te
     """
     ranks = torch.empty_like(values, dtype=torch.float64)
     of = torch.tensor([fold_of(subset, folds) for subset in subsets])
-    for fold in of.unique().tolist():
+    for fold in sorted(set(of.tolist())):
         rows = of == fold
         ranks[rows] = (average_ranks(values[rows].double()) - 0.5) / int(rows.sum())
     return ranks

@@ -115,7 +115,7 @@ class Evaluation:
             return predict_outputs(scores[self.index], self.truth.masks)
         of = torch.tensor([fold_of(subset, len(scores)) for subset in self._numbers])
         predictions = torch.empty(len(of), len(self.index), dtype=torch.float64)
-        for fold in of.unique().tolist():
+        for fold in sorted(set(of.tolist())):
             predictions[of == fold] = predict_outputs(scores[fold][self.index], self.truth.masks[of == fold])
         return self._ranked(predictions, scores)
 
