@@ -23,12 +23,12 @@ def record(method: str, lds: float) -> Record:
 
 
 def test_a_method_is_worth_the_retrainings_with_its_lds() -> None:
-    records = [record(name, lds) for name, lds in (("a", 0.5), ("b", 0.15), ("c", 0.0), ("d", 0.2))]
-    (found,) = yardsticks(boards(records), [sweep([(48, 0.3), (8, 0.1), (16, 0.2), (32, 0.15)])])
+    records = [record(name, lds) for name, lds in (("a", 0.5), ("b", 0.15), ("c", 0.0), ("d", 0.2), ("e", 0.25))]
+    (found,) = yardsticks(boards(records), [sweep([(48, 0.3), (8, 0.1), (16, 0.2), (32, 0.15), (40, 0.18)])])
     table = retrainings_table(found)
-    assert [row[:3:2] for row in table.rows[:4]] == [["a", "> 48"], ["d", "16"], ["b", "12"], ["c", "< 8"]]
-    assert [(row[0], row[2]) for row in table.rows[4:]] == [("datamodel", n) for n in ("8", "16", "32", "48")]
-    assert table.rules == {4}
+    assert [row[:3:2] for row in table.rows[:5]] == [["a", "> 48"], ["e", "32"], ["d", "16"], ["b", "12"], ["c", "< 8"]]
+    assert [(row[0], row[2]) for row in table.rows[5:]] == [("datamodel", n) for n in ("8", "16", "32", "40", "48")]
+    assert table.rules == {5}
     assert table.rows[0][3:] == ["—", "—"]
 
 

@@ -11,7 +11,7 @@ from attribench.records.lds import BandResult, CeilingRecord, QuerySetResult
 from attribench.reporting.boards import boards
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import FORMATS, Column, Table, duration, render
-from attribench.reporting.tables import band_tables, leaderboards
+from attribench.reporting.tables import band_tables, leaderboard, leaderboards
 
 
 def test_every_number_stands_with_its_preset_its_interval_and_what_it_was_tuned_on() -> None:
@@ -50,6 +50,22 @@ def test_the_best_comes_first_and_a_missing_cell_stays_missing() -> None:
     )
     assert [row[0] for row in table.rows] == ["strong", "weak", "half"]
     assert table.rows[2][3] == "—"
+
+
+def test_what_is_given_retrained_models_is_no_rival() -> None:
+    reference = sample_record(
+        method="datamodel",
+        access="RETRAINED",
+        results={name: sample_result(0.9) for name in ("validation", "generation")},
+    )
+    (board,) = boards([sample_record(), sample_record(method="pixel", results=reference.results), reference])
+    assert "datamodel" not in board.best["validation"] | board.best["generation"]
+    (board,) = boards([sample_record(), reference])
+    table = leaderboard(board)
+    assert [(row[0], row[5]) for row in table.rows] == [("datamodel", "retrained models"), ("nda", "data")]
+    assert table.bold == {(1, 1), (1, 3)}
+    assert any("no rivals but a reference" in note for note in table.notes)
+    assert board.best == {"validation": {"nda"}, "generation": {"nda"}}
 
 
 def test_undefined_queries_are_told() -> None:
