@@ -117,7 +117,7 @@ def flattened(values: Mapping[str, Tensor]) -> Tensor:
 
 def added(weights: Weights, step: Tensor) -> Weights:
     """Weights and a flat step: new tensors."""
-    parts = step.split([value.numel() for value in weights.values()])
+    parts = step.split([value.numel() for value in weights.values()])  # type: ignore[no-untyped-call]
     return {name: value + part.view_as(value) for (name, value), part in zip(weights.items(), parts, strict=True)}
 
 
