@@ -42,7 +42,8 @@ class Unlearning(LossChangeMethod):
             pass for each of them, draw of noise and train image.
         loss_draws: and over so many draws of noise at every timestep.
         fisher_timesteps: F is averaged over the train images at so many evenly spaced timesteps.
-        damping: δ, as a share of the mean of F's entries.
+        damping: δ, as a share of the mean of F's entries. The default, like common noise, comes from a pilot on 16 validation
+            queries of digits.
         step: how much the query's loss is to rise, to first order, as a share of it.
         noise: ``common``: query and train images get the same at a timestep and draw; ``own``: each image its own.
 
