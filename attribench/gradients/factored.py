@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,8 @@ class FactoredProjection:
         whole = num_parameters - sum(part.stop - part.start for part in taken)
 
         def total(width: int) -> int:
-            return whole + sum(min(layer.outputs, width) * min(layer.inputs, width) for layer in layers)
+            sizes: list[int] = [min(layer.outputs, width) * min(layer.inputs, width) for layer in layers]
+            return int(whole) + sum(sizes)
 
         if total(1) > dim:
             raise UsageError(
@@ -93,8 +95,8 @@ class FactoredProjection:
         def add(call: LayerCall, gradient: Tensor) -> None:
             block = self._blocks.get(call.weight.start) if call.weight is not None else None
             if block is not None:
-                layer, slot, left, right = block
-                into[:, slot] += _product(layer, call, gradient, len(into), left, right).flatten(1)
+                layer, own, left, right = block
+                into[:, own] += _product(layer, call, gradient, len(into), left, right).flatten(1)
                 return
             for slot, found in zip((call.weight, call.bias), call.gradients(gradient, len(into)), strict=True):
                 if slot is not None:
@@ -113,7 +115,7 @@ class FactoredProjection:
         if length <= self.width:
             return None
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "factored", layer.name, side))
-        matrix = torch.randn(self.width, length, generator=generator) / self.width**0.5
+        matrix = torch.randn(self.width, length, generator=generator) * (1 / math.sqrt(self.width))
         return matrix.to(device)
 
 
