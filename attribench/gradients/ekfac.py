@@ -34,7 +34,7 @@ from attribench.store.artifacts import Artifact, Staging
 from attribench.store.code import ROOT, source_hash
 
 #: The files that decide the curvature; relative to the package.
-_DECISIVE = ("gradients/ekfac.py", "gradients/kronecker.py", *DECISIVE)
+_DECISIVE = ("gradients/ekfac.py", *DECISIVE)
 
 _NO_LAYERS = (
     "it needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"

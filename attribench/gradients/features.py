@@ -17,7 +17,9 @@ from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
+from attribench.gradients.factored import FactoredProjection
 from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.kronecker import kronecker_layers
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import (
@@ -38,11 +40,16 @@ _KIND = "gradients"
 
 #: The files that decide features; relative to the package.
 DECISIVE = (
-    "gradients/features.py", "gradients/feature_set.py", "gradients/layerwise.py", "gradients/options.py",
+    "gradients/features.py", "gradients/feature_set.py", "gradients/factored.py", "gradients/kronecker.py",
+    "gradients/layerwise.py", "gradients/options.py",
     "gradients/outputs.py", "gradients/per_sample.py",
     "gradients/projection.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
+
+_LAYERS_ONLY = (
+    "needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"
+)
 
 #: Bytes of gradients that wait for their projection together: making the random matrix costs the same for one row as
 #: for many.
@@ -115,9 +122,17 @@ class GradientFeatures:
         length = num_parameters(model)
         projection_seed = derive_seed(self._context.seed, "projection") % 2**31  # trak's kernels take 32 bits
         options = self._options
-        projection = Projection(options.projection, length, options.proj_dim, projection_seed, device)
+        projection: Projection | FactoredProjection
+        if options.projection == "factored":
+            layers = kronecker_layers(model, images.images.shape[1:], device)
+            if layers is None:
+                raise AttribenchError(f"--method.projection factored {_LAYERS_ONLY}.")
+            projection = FactoredProjection(layers, length, options.proj_dim, projection_seed, device)
+            length = projection.dim
+        else:
+            projection = Projection(options.projection, length, options.proj_dim, projection_seed, device)
         budget = _CHUNK_BYTES
-        if projection.name != "identity":
+        if projection.name not in ("identity", "factored"):
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
         size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
         common = {
@@ -134,7 +149,7 @@ class GradientFeatures:
             own = {**common, "images": chunk.content_hash}
             chunks.append([_Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
         missing = [part for chunk in chunks for part in chunk if self._shared.store.find(_KIND, part.spec) is None]
-        return _Plan(model, length, projection, chunks, missing, device, options.normalized)
+        return _Plan(model, num_parameters(model), length, projection, chunks, missing, device, options.normalized)
 
     def _builder(self, plan: _Plan, part: _Part, task: Task) -> Callable[[Staging], None]:
         context, options, images = self._context, self._options, part.images
@@ -153,6 +168,7 @@ class GradientFeatures:
                     plan.row_bytes,
                     task.advance,
                     options.normalized,
+                    plan.projection if isinstance(plan.projection, FactoredProjection) else None,
                 )
                 features = plan.projection(gradients)
             if not torch.isfinite(features).all():
@@ -194,7 +210,8 @@ class _Plan:
 
     model: nn.Module
     num_parameters: int
-    projection: Projection
+    length: int  # of what is added up for an image: a gradient, or a factored one
+    projection: Projection | FactoredProjection
     chunks: list[list[_Part]]
     missing: list[_Part]
     device: torch.device
@@ -203,7 +220,10 @@ class _Plan:
     @cached_property
     def row_bytes(self) -> int | None:
         """See :func:`attribench.gradients.per_sample.layerwise_bytes`."""
-        return layerwise_bytes(self.model, self.chunks[0][0].images.images.shape[1:], self.device)
+        found = layerwise_bytes(self.model, self.chunks[0][0].images.images.shape[1:], self.device)
+        if found is not None and isinstance(self.projection, FactoredProjection):
+            found += self.projection.row_bytes
+        return found
 
     def memory(self) -> int:
         """Bytes needed at a time: weights, one batch's gradients, one chunk's, of activations and of the projection.
@@ -212,14 +232,14 @@ class _Plan:
         the rest.
         """
         rows = max(len(part.images) for part in self.missing)
-        batch = min(rows, batch_size(self.num_parameters, self.device))
-        gradients = 4 * self.num_parameters * (1 + 2 * batch + rows)
+        batch = min(rows, batch_size(self.length, self.device))
+        gradients = 4 * (self.num_parameters + self.length * (2 * batch + rows))
         passes = 0
         if self.row_bytes is not None:
-            row_bytes = self.row_bytes + (own_bytes(self.num_parameters) if self.normalized else 0)
+            row_bytes = self.row_bytes + (own_bytes(self.length) if self.normalized else 0)
             passes = row_bytes * pass_size(row_bytes, self.device)
         elif self.normalized:
-            passes = own_bytes(self.num_parameters) * batch
+            passes = own_bytes(self.length) * batch
         return (gradients + passes + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
 
     def disk(self) -> int:

@@ -125,12 +125,7 @@ class LayerwiseGradients:
             into: ``(N, num_parameters)``.
         """
 
-        def take(layer: LayerCall, gradient: Tensor) -> None:
-            for slot, found in zip((layer.weight, layer.bias), layer.gradients(gradient, len(into)), strict=True):
-                if slot is not None:
-                    into[:, slot] += found.reshape(len(into), -1)
-
-        self.visit(noisy, timesteps, output, take)
+        self.visit(noisy, timesteps, output, whole(into))
 
     def visit(self, noisy: Tensor, timesteps: Tensor, output: Callable[[Tensor], Tensor], take: Take) -> None:
         """Show every layer, as soon as it is known, the gradient of its output; see :meth:`add`.
@@ -142,6 +137,17 @@ class LayerwiseGradients:
             with _Watch(self._slots, len(noisy), take):
                 predicted = functional_call(self._network, self._state, (noisy, timesteps)).sample
             output(predicted).backward()  # type: ignore[no-untyped-call]
+
+
+def whole(into: Tensor) -> Take:
+    """Add the gradients of samples, as they are, to ``(N, num_parameters)``."""
+
+    def take(layer: LayerCall, gradient: Tensor) -> None:
+        for slot, found in zip((layer.weight, layer.bias), layer.gradients(gradient, len(into)), strict=True):
+            if slot is not None:
+                into[:, slot] += found.reshape(len(into), -1)
+
+    return take
 
 
 class _Watch(TorchFunctionMode):

@@ -27,8 +27,9 @@ class KernelMethod(AttributionMethod):
         f: the model output whose gradients are features; see :func:`attribench.gradients.outputs.output_function`.
         num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
-            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
-        proj_dim: length of a projected gradient.
+            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
+            ``factored``: each layer from two sides, as LoGra does.
+        proj_dim: length of a projected gradient, with ``factored`` at most so long.
         regularization: λ as a share of the mean squared length of a train image's features; see
             :class:`attribench.gradients.ridge.Ridge`. The default comes from a pilot on validation queries of digits.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
@@ -92,8 +93,9 @@ class SimilarityMethod(AttributionMethod):
     Args:
         num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
-            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere.
-        proj_dim: length of a projected gradient.
+            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
+            ``factored``: each layer from two sides, as LoGra does.
+        proj_dim: length of a projected gradient, with ``factored`` at most so long.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
 
     Raises:

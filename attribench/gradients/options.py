@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import UsageError
 from attribench.gradients.outputs import ModelOutput, output_function
 from attribench.gradients.per_sample import Term
-from attribench.gradients.projection import Projection, ProjectionName
+from attribench.gradients.projection import ProjectionName, check_projection
 
 #: Numbers of timesteps whose features are kept apart from those of the others, so that more timesteps only add to them.
 _NESTED = (10, 100)
@@ -24,8 +22,9 @@ class FeatureOptions:
         f: the model output whose gradients are taken; see :func:`attribench.gradients.outputs.output_function`.
         num_timesteps: K: gradients are averaged over ``range(0, 1000, 1000 // K)``, which are more than K timesteps where
             K does not divide 1000.
-        projection: see :class:`attribench.gradients.projection.Projection`.
-        proj_dim: length of a projected gradient.
+        projection: see :class:`attribench.gradients.projection.Projection`, and for ``factored``
+            :class:`attribench.gradients.factored.FactoredProjection`.
+        proj_dim: length of a projected gradient, with ``factored`` at most so long.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
         normalized: the gradient of each timestep and draw is divided by its length before the average.
 
@@ -46,8 +45,7 @@ class FeatureOptions:
             raise UsageError(f"num_timesteps must lie in 1..{NUM_TIMESTEPS}; got {self.num_timesteps}.")
         if self.noise_draws < 1:
             raise UsageError(f"noise_draws must be at least 1; got {self.noise_draws}.")
-        if self.projection != "cuda":  # whether that one works depends on the device
-            Projection(self.projection, 1, self.proj_dim, 0, torch.device("cpu"))
+        check_projection(self.projection, self.proj_dim)
 
     @property
     def timesteps(self) -> list[int]:

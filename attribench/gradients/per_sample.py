@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
-from attribench.gradients.layerwise import LayerwiseGradients, Take
+from attribench.gradients.layerwise import LayerwiseGradients, Take, whole
 from attribench.gradients.outputs import OutputFunction, loss_weights
 
 #: A timestep and the number of a draw of noise at it.
@@ -143,6 +144,19 @@ def noised_passes(
             yield Pass(some_images, names, some, torch.cat(noisy).to(like), torch.cat(noise).to(like), steps)
 
 
+class Reduction(Protocol):
+    """A linear map of gradients that is applied layer by layer.
+
+    Attributes:
+        dim: length of what they are mapped to.
+    """
+
+    dim: int
+
+    def take(self, into: Tensor) -> Take:
+        """Add mapped gradients to ``(N, dim)``; see :func:`attribench.gradients.layerwise.whole`."""
+
+
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Inside, gradients have float32's precision and the same bits every time."""
@@ -163,6 +177,7 @@ def summed_gradients(
     row_bytes: int | None,
     report: Callable[[float], None] = lambda passes: None,
     normalized: bool = False,
+    reduction: Reduction | None = None,
 ) -> Tensor:
     """Sum ∇_θ f, or ∇_θ f / ‖∇_θ f‖, over timesteps and draws of noise, for every sample.
 
@@ -177,17 +192,25 @@ def summed_gradients(
         report: called with the number of backward passes (samples times terms) just done.
         normalized: divide the gradient of each timestep and draw by its length, before the sum; one of length 0 adds 0.
             Each must then be there by itself, in place of a sum over terms inside the product that makes it.
+        reduction: what gradients are mapped to while they are made, and before they are normalised; needs ``row_bytes``.
 
     Returns:
-        ``(num_images, num_parameters)`` on ``device``, of the parameters' type and in the order of ``named_parameters()``.
+        ``(num_images, num_parameters)``, or as long as ``reduction`` makes them, on ``device``, of the parameters' type and in
+        the order of ``named_parameters()``.
     """
-    result = torch.zeros(len(images), num_parameters(network), device=device, dtype=_dtype(network))
+    length = num_parameters(network) if reduction is None else reduction.dim
+    result = torch.zeros(len(images), length, device=device, dtype=_dtype(network))
     samples, together = batch_size(result.shape[1], device), 1
     if row_bytes is not None:
         rows = pass_size(row_bytes + (own_bytes(result.shape[1]) if normalized else 0), device)
         together = min(rows, len(terms))
         samples = min(samples, rows // together)
-    add = _adder(network, output, loss_weights(schedule).to(result), device, mapped=row_bytes is None)
+    weights = loss_weights(schedule).to(result)
+    if row_bytes is None:
+        assert reduction is None
+        add = _mapped_adder(network, output, weights, device)
+    else:
+        add = _layerwise_adder(network, output, weights, device, whole if reduction is None else reduction.take)
     if normalized:
         add = _normalizing(add)
     with reproducible():
@@ -218,27 +241,41 @@ def _normalizing(add: _Adder) -> _Adder:
     return add_normalized
 
 
-def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: torch.device, mapped: bool) -> _Adder:
-    def add_layerwise(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
-        layerwise.add(noisy, steps, lambda predicted: vmap(output)(predicted, noise, weights[steps]).sum(), into)
+def _layerwise_adder(
+    network: nn.Module,
+    output: OutputFunction,
+    weights: Tensor,
+    device: torch.device,
+    take: Callable[[Tensor], Take],
+) -> _Adder:
+    gradients = gradients_of(network, device)
+
+    def add(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+        def total(predicted: Tensor) -> Tensor:
+            return vmap(output)(predicted, noise, weights[steps]).sum()
+
+        gradients.visit(noisy, steps, total, take(into))
+
+    return add
+
+
+def _mapped_adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: torch.device) -> _Adder:
+    parameters, buffers = _state(network, device)
 
     def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, step: Tensor, weight: Tensor) -> Tensor:
         predicted = functional_call(network, (parameters, buffers), (noisy[None], step[None])).sample[0]
         return output(predicted, noise, weight)
 
-    def add_mapped(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
+
+    def add(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
         at = 0
         for gradient in gradients(parameters, noisy, noise, steps, weights[steps]).values():
             flat = gradient.reshape(len(into), -1)  # added one by one: a copy of all would be as large again
             into[:, at : at + flat.shape[1]] += flat
             at += flat.shape[1]
 
-    if not mapped:
-        layerwise = gradients_of(network, device)
-        return add_layerwise
-    parameters, buffers = _state(network, device)
-    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
-    return add_mapped
+    return add
 
 
 def gradients_of(network: nn.Module, device: torch.device) -> LayerwiseGradients:

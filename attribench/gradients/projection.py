@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attribench.errors import AttribenchError, UsageError, nearest
 
-ProjectionName = Literal["auto", "cuda", "basic", "identity"]
+ProjectionName = Literal["auto", "cuda", "basic", "identity", "factored"]
 
 #: ``auto`` leaves gradients as they are up to so many times the projected dimension.
 IDENTITY_FACTOR = 8
@@ -28,6 +28,19 @@ class Projector(Protocol):
     def project(self, grads: Tensor, model_id: int) -> Tensor: ...
 
 
+def check_projection(name: str, dim: int) -> None:
+    """Refuse a projection that does not exist.
+
+    Raises:
+        UsageError: there is none of that name or dimension.
+    """
+    known = get_args(ProjectionName)
+    if name not in known:
+        raise UsageError(f"Unknown projection {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    if dim < 1:
+        raise UsageError(f"proj_dim must be at least 1; got {dim}.")
+
+
 class Projection:
     """A linear map of gradients, the same for every sample and checkpoint.
 
@@ -35,7 +48,8 @@ class Projection:
     every call; ``cuda`` does so in a kernel of its own, which needs an NVIDIA GPU and ``pip install traker[fast]``.
     ``auto`` is ``identity`` for at most :data:`IDENTITY_FACTOR` · ``dim`` parameters (a projection only approximates the
     inner products, and making its matrix would cost more than the few larger features), else ``cuda`` where it works,
-    else ``basic``. Entries of the matrix have variance 1: features are √dim times as long as gradients.
+    else ``basic``. Entries of the matrix have variance 1: features are √dim times as long as gradients. ``factored`` is
+    :class:`attribench.gradients.factored.FactoredProjection`, which is not made here.
 
     Args:
         name: which one.
@@ -50,11 +64,7 @@ class Projection:
     """
 
     def __init__(self, name: ProjectionName, num_parameters: int, dim: int, seed: int, device: torch.device) -> None:
-        known = get_args(ProjectionName)
-        if name not in known:
-            raise UsageError(f"Unknown projection {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
-        if dim < 1:
-            raise UsageError(f"proj_dim must be at least 1; got {dim}.")
+        check_projection(name, dim)
         self._num_parameters, self._seed, self._device = num_parameters, seed, device
         self._projector: Projector | None = None
         self.name = self._resolve(name, dim)
@@ -96,6 +106,8 @@ class Projection:
         return self._projector.project(padded.contiguous(), 0)[: len(gradients)]
 
     def _resolve(self, name: ProjectionName, dim: int) -> str:
+        if name == "factored":
+            raise UsageError("A factored projection is made of the layers of a network.")
         if name == "auto" and self._num_parameters <= IDENTITY_FACTOR * dim:
             return "identity"
         if name in ("identity", "basic"):
