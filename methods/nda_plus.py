@@ -94,7 +94,7 @@ class NDAPlus(AttributionMethod):
         weight: float | Sequence[float] = 1.0,
         influence_timesteps: Sequence[int] = (300, 500),
         influence_patch_size: int | Sequence[int] = (11, 21),
-        influence_weight: float | Sequence[float] = 2.0,
+        influence_weight: float | Sequence[float] = 1.0,
         order: Order = "first",
         top_k: int = 100,
         noise_draws: int = 1,

@@ -89,7 +89,7 @@ def test_a_term_that_tells_nothing_is_left_out(tmp_path: Path, monkeypatch: pyte
         return row.expand(len(queries), -1)
 
     monkeypatch.setattr(NDAPlus, "_computed", computed)
-    found = scored(NDAPlus([200], 3, influence_timesteps=[500], influence_patch_size=3), tmp_path)
+    found = scored(NDAPlus([200], 3, 1, influence_timesteps=[500], influence_patch_size=3), tmp_path)
     torch.testing.assert_close(found[0], torch.arange(6.0).double() / (35 / 12) ** 0.5)
 
 
@@ -164,7 +164,7 @@ def test_the_search_finds_the_terms_that_help() -> None:
     assert found["top_k"] == 10
     assert "keep_terms" not in found
     assert all(trial["keep_terms"] for trial in tried)
-    assert max(map(lds, tried)) == lds({**found, "keep_terms": True})
+    assert max(map(lds, list(tried))) == lds({**found, "keep_terms": True})
 
 
 def test_the_search_can_do_without_nda() -> None:
