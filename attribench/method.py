@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -28,6 +28,7 @@ class Access(enum.IntEnum):
     DATA = 0  #: train images, labels and queries alone: no model is needed
     MODEL = 1  #: the trained target model as well
     CHECKPOINTS = 2  #: the checkpoints stored during the target model's training as well
+    RETRAINED = 3  #: models retrained on subsets as well, other ones than those it is judged on
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,23 @@ class ModelProvider(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class RetrainedModels:
+    """Models retrained on subsets of the train images. A method is never judged on those it is given.
+
+    Args:
+        masks: bool ``(num_models, num_train)``: the train images each model was trained on, one model a subset.
+        losses: gives each model's loss on some queries of the benchmark, float64 ``(num_models, num_queries)``, averaged
+            over training seeds, timesteps and noise.
+    """
+
+    masks: Tensor
+    losses: Callable[[Queries], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True, eq=False)
 class AttributionContext:
     """Everything a method may use on the train side.
 
@@ -128,6 +146,7 @@ class AttributionContext:
         models: where models come from, or None where there is no model (attribution of one's own folders).
         shared: what methods that may see the model keep in common; None keeps it with the method's own. Use
             :meth:`shared_store`.
+        retrained: models retrained on subsets; use :meth:`retrained_models`.
     """
 
     train: ImageSet
@@ -139,6 +158,7 @@ class AttributionContext:
     models: ModelProvider | None = None
     progress: Progress = silent_progress
     shared: SharedStore | None = None
+    retrained: RetrainedModels | None = None
 
     @property
     def train_images(self) -> Tensor:
@@ -166,6 +186,17 @@ class AttributionContext:
         """
         provider = self._provider(Access.CHECKPOINTS, "checkpoints()")
         return (model.to(self.device).eval() for model in provider.checkpoints())
+
+    def retrained_models(self) -> RetrainedModels:
+        """Models retrained on subsets, other ones than those the method is judged on.
+
+        Raises:
+            AccessError: the method declared less than ``Access.RETRAINED``.
+        """
+        self._require(Access.RETRAINED, "retrained_models()")
+        if self.retrained is None:
+            raise AttribenchError("retrained_models(): no model was retrained on subsets in this run.")
+        return self.retrained
 
     def shared_store(self) -> SharedStore:
         """Where results made from the model, such as gradient features, are kept for every method that may see it.

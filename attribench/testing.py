@@ -24,7 +24,7 @@ from attribench.data import ImageSet
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AccessError, AttribenchError
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries, start
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, start
 from attribench.registry import METHODS
 from attribench.settings import ModelSettings
 from attribench.store.artifacts import ArtifactStore
@@ -103,6 +103,7 @@ class _Check:
             store=ArtifactStore(folder).scoped(f"method/{name}"),
             access=self._class.access,
             models=_Models(self._channels, self._class.access),
+            retrained=_retrained(self._channels) if self._class.access >= Access.RETRAINED else None,
         )
         return self._class(**self._options), context
 
@@ -187,6 +188,14 @@ def _images(channels: int) -> tuple[ImageSet, Queries]:
         pixels[:_NUM_TRAIN].clone(), tuple(f"train-{i}" for i in range(_NUM_TRAIN)), torch.arange(_NUM_TRAIN) % 3
     )
     return train, Queries(pixels[_NUM_TRAIN:].clone(), tuple(f"query-{i}" for i in range(_NUM_QUERIES)), "conformance")
+
+
+def _retrained(channels: int) -> RetrainedModels:
+    """Eight subsets, and losses that depend on a query's image alone."""
+    generator = torch.Generator().manual_seed(_SEED)
+    masks = torch.rand(8, _NUM_TRAIN, generator=generator) < 0.5
+    weights = torch.rand(8, channels * _SIZE * _SIZE, dtype=torch.float64, generator=generator)
+    return RetrainedModels(masks, lambda queries: weights @ queries.images.double().flatten(1).T)
 
 
 class _Models:

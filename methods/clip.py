@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from attribench.computing.similarity import Kind, check_kind
-from attribench.computing.similarity import similarity as compare
-from attribench.data.copies import Copies
+from attribench.computing.similarity import Kind
+from attribench.embeddings.clip_models import DEFAULT_MODEL, DEFAULT_PRETRAINED, find_model
 from attribench.embeddings.image_embedder import ImageEmbedder
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.embeddings.method import EmbeddingMethod
 from attribench.registry import register_method
-from attribench.store.files import canonical, digest_text
 
 
 @register_method("clip")
-class CLIP(AttributionMethod):
+class CLIP(EmbeddingMethod):
     """Similarity of CLIP image embeddings: dot product, or cosine between -1 and 1.
+
+    The same as ``embedding`` with the backbone ``clip``, or with another one of open_clip's.
 
     Args:
         similarity: ``dot`` of the embeddings as the model gives them, or ``cosine``.
@@ -28,40 +26,14 @@ class CLIP(AttributionMethod):
         UsageError: no such similarity, model, tag or file.
     """
 
-    access = Access.DATA
-
     def __init__(
         self,
         similarity: Kind = "cosine",
-        model: str = "ViT-B-32",
-        pretrained: str = "openai",
+        model: str = DEFAULT_MODEL,
+        pretrained: str = DEFAULT_PRETRAINED,
         checkpoint: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        self._similarity = check_kind(similarity)
-        self._embedder = ImageEmbedder(
-            model, pretrained, checkpoint, batch_size, checkpoint_option="--method clip --method.checkpoint"
-        )
-
-    def skip_reason(self, context: AttributionContext) -> str | None:
-        """Name the weights that are missing; they are downloaded where that is possible."""
-        if context.train.image_shape[0] not in (1, 3):
-            return f"CLIP needs grey or RGB images; these have {context.train.image_shape[0]} channels."
-        return self._embedder.unavailable()
-
-    def inputs_hash(self) -> str:
-        """Architecture, pre-processing and weights."""
-        return digest_text(canonical(self._embedder.spec))
-
-    def prepare(self, context: AttributionContext) -> None:
-        """Embed the train images, or take their embeddings from the store."""
-        self._copies = Copies.of(context.train_images)  # equal images are embedded once, so that they score alike
-        distinct = self._copies.distinct(context.train_images)
-        embeddings = self._embedder.embed_stored(distinct, context.device, context.store, context.progress)
-        self._train = embeddings.to(context.device)
-
-    def attribute(self, queries: Queries) -> Tensor:
-        """Return float32 scores ``(num_queries, num_train)``."""
-        device = self.context.device
-        embeddings = self._embedder.embed(queries.images, device).to(device)
-        return compare(embeddings, self._train, self._similarity)[:, self._copies.which.to(device)]
+        backbone = find_model(model, pretrained, own_weights=checkpoint is not None)
+        option = "--method clip --method.checkpoint"
+        super().__init__(similarity, ImageEmbedder(backbone, checkpoint, batch_size, checkpoint_option=option))

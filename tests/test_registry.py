@@ -22,7 +22,8 @@ class Mine(AttributionMethod):
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The methods' registry with an empty table of decorated classes, put back afterwards."""
+    """The methods' registry, whose table of decorated classes is put back afterwards."""
+    METHODS.entries()  # what a test imports for the first time would be missing from the table for the tests after it
     monkeypatch.setattr(METHODS, "_decorated", dict(METHODS._decorated))
     return METHODS
 

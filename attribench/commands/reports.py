@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="MethodRecord")
 
 #: What tables can be made of.
-KINDS = ("lds", "counterfactual", "compute")
+KINDS = ("lds", "counterfactual", "compute", "retrainings")
 LAYOUTS = ("full", "paper")
 
 
@@ -70,6 +70,7 @@ def table(arguments: list[str]) -> int:
     from attribench.reporting.compute import comparisons, compute_table
     from attribench.reporting.counterfactual_tables import counterfactual_tables
     from attribench.reporting.paper import paper_tables
+    from attribench.reporting.retrainings import OPTION, retrainings_table, yardsticks
     from attribench.reporting.tables import band_tables, leaderboards
 
     results = Path(options.results)
@@ -80,6 +81,14 @@ def table(arguments: list[str]) -> int:
         if not tables:
             raise UsageError(
                 "These sweeps are not over num_timesteps, timesteps or noise_draws, or their cost is not known."
+            )
+    elif options.kind == "retrainings":
+        found = boards(_selected(load_records(results), options), results)
+        tables = [retrainings_table(one) for one in yardsticks(found, _selected(load_sweeps(results), options))]
+        if not tables:
+            raise UsageError(
+                f"No sweep over {OPTION} goes with these records: "
+                f"attribench sweep --method datamodel --vary {OPTION}=[8, 16, 32]."
             )
     elif options.layout == "paper":
         tables = paper_tables(boards(_selected(load_records(results), options), results), options.published)

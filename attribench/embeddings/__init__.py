@@ -1,1 +1,1 @@
-"""Image embeddings of CLIP models."""
+"""Image embeddings of CLIP, DINOv2, SSCD and other backbones."""

@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from attribench.embeddings.backbone import Transform
+from attribench.embeddings.weights import first_line, locate_on_hub, safer_first, why_not_loaded
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.store.files import canonical, digest_text
 
-Transform = Callable[[Image.Image], Tensor]
-
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-32", "openai"
 
-#: Read by safetensors, or by ``torch.load(weights_only=True)``, which builds tensors and containers and nothing else.
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-_TIMEOUT_SECONDS = 5.0
-
-
-class WeightsMissingError(AttribenchError):
-    """The weights are neither here nor to be had; the message says what to download."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +66,7 @@ class ClipModel:
         Raises:
             WeightsMissingError: it is not there and cannot be downloaded.
         """
-        found = _fetch(self.repository, self.files) if self.repository else "open_clip gives no place on the hub"
-        if isinstance(found, Path):
-            return found
-        from huggingface_hub import hf_hub_url
-
-        url = hf_hub_url(self.repository, self.files[0]) if self.repository else "them"
-        raise WeightsMissingError(
-            f"The weights '{self.pretrained}' of {self.label} are not in the local cache and cannot be downloaded "
-            f"({found}): download {url}"
-        )
+        return locate_on_hub(self.label, self.repository, self.files, self.pretrained)
 
     def load(self, weights: Path) -> tuple[nn.Module, Transform]:
         """Build the model, in float32 on the CPU and in evaluation mode, and its inference transform.
@@ -107,8 +88,13 @@ class ClipModel:
                     **options,
                 )
         except Exception as error:  # a damaged file can fail in any way
-            raise AttribenchError(_why(self.label, weights, error)) from error
+            raise AttribenchError(why_not_loaded(self.label, weights, error)) from error
         return model.eval(), transform
+
+    def embed(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        """The embeddings of pre-processed images ``(B, 3, H, W)``."""
+        embeddings: Tensor = network.encode_image(pixels)  # type: ignore[operator]
+        return embeddings
 
 
 def find_model(model: str, pretrained: str, own_weights: bool) -> ClipModel:
@@ -152,49 +138,8 @@ def find_model(model: str, pretrained: str, own_weights: bool) -> ClipModel:
         quick_gelu=bool(found.get("quick_gelu")),
         preprocessing={key: found[key] for key in _PREPROCESSING if key in found},
         repository=repository,
-        files=_safer_first(file or "open_clip_pytorch_model.bin"),
+        files=safer_first(file or "open_clip_pytorch_model.bin"),
     )
-
-
-def check_checkpoint(path: Path) -> None:
-    """Refuse what is certainly no weights file, before any work.
-
-    Raises:
-        UsageError: no such file, or another suffix than :data:`CHECKPOINT_SUFFIXES`.
-    """
-    if not path.is_file():
-        raise UsageError(f"There is no checkpoint file {path}.")
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
-        raise UsageError(f"A checkpoint is a file {', '.join(CHECKPOINT_SUFFIXES)}; got {path}.")
-
-
-def _safer_first(file: str) -> tuple[str, ...]:
-    if file == "open_clip_pytorch_model.bin":  # open_clip's default name; its safetensors twin is called otherwise
-        return "open_clip_model.safetensors", file
-    stem, dot, suffix = file.rpartition(".")
-    return (f"{stem}{dot}safetensors", file) if suffix in ("bin", "pth") else (file,)
-
-
-@functools.cache
-def _fetch(repository: str, files: tuple[str, ...]) -> Path | str:
-    """The first of ``files`` that is in the cache or can be downloaded, or why there is none."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    for file in files:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    for file in files:
-        try:
-            # Asked first, because a download of the hub's retries for half a minute where there is no network.
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=_TIMEOUT_SECONDS)
-            return Path(hf_hub_download(repository, file, etag_timeout=_TIMEOUT_SECONDS))
-        except Exception as error:  # of whatever HTTP library the hub's client is built on
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                continue  # the repository has the other file only
-            return f"{type(error).__name__}: {_first_line(error)}"
-    return "no such file there"
 
 
 def _register(path: Path) -> tuple[str, Mapping[str, Any] | None]:
@@ -207,7 +152,7 @@ def _register(path: Path) -> tuple[str, Mapping[str, Any] | None]:
     except OSError as error:
         raise UsageError(f"Cannot read the model configuration {path}: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a JSON model configuration: {_first_line(error)}.") from error
+        raise UsageError(f"{path} is not a JSON model configuration: {first_line(error)}.") from error
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in architecture]
     if missing:
         raise UsageError(f"{path} is not an open_clip model configuration: it has no {', '.join(missing)}.")
@@ -224,27 +169,3 @@ def _register_architecture(text: str, stem: str) -> str:
         file.write_text(text, "utf-8")
         open_clip.add_model_config(file)
     return name
-
-
-def _why(model: str, weights: Path, error: Exception) -> str:
-    text = str(error)
-    if "TorchScript" in text:
-        return (
-            f"{weights} is a TorchScript archive, which holds code: it is not loaded. Pass the weights alone, e.g. the "
-            "safetensors file of the same model on the Hugging Face hub."
-        )
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            f"{weights} is damaged, or holds Python objects beside weights, which could run code: it is not loaded. Pass "
-            "a safetensors file or a plain state_dict."
-        )
-    if "loading state_dict" in text or "size mismatch" in text:
-        details = [line.strip() for line in text.splitlines()[1:] if line.strip()] or [_first_line(error)]
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        return f"The weights in {weights} do not fit the model {model}: {details[0][:200].rstrip('.')}{more}."
-    what = f"{type(error).__name__}: {_first_line(error)}" if text else type(error).__name__
-    return f"{weights} is damaged, or no weights of the model {model} ({what})."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

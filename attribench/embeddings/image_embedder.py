@@ -1,4 +1,4 @@
-"""Image embeddings of CLIP models: for attribution by similarity, and to say how alike two images are."""
+"""Embeddings of images: for attribution by similarity, and to say how alike two images are."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from attribench.computing.device import exact_float32
 from attribench.computing.progress import Progress, silent_progress
-from attribench.embeddings.clip_models import (
-    DEFAULT_MODEL,
-    DEFAULT_PRETRAINED,
-    Transform,
-    WeightsMissingError,
-    check_checkpoint,
-    find_model,
-)
+from attribench.embeddings.backbone import Backbone, Transform
+from attribench.embeddings.weights import WeightsMissingError, check_checkpoint
 from attribench.errors import AttribenchError, DataError, UsageError
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -28,29 +22,31 @@ from attribench.store.code import ROOT, source_hash
 _IMAGES_PER_CHUNK = 512
 
 #: The files that decide embeddings; relative to the package.
-_DECISIVE = ("embeddings/image_embedder.py", "embeddings/clip_models.py", "computing/device.py")
+_DECISIVE = (
+    "embeddings/image_embedder.py", "embeddings/backbone.py", "embeddings/weights.py",
+    "embeddings/clip_models.py", "embeddings/timm_models.py", "embeddings/sscd.py",
+    "computing/device.py",
+)  # fmt: skip
 
 
 class ImageEmbedder:
-    """The image tower of a CLIP model, with the model's own pre-processing; grey images become RGB.
+    """A backbone with its weights and its own pre-processing; grey images become RGB.
 
     Nothing heavy happens before the first embedding.
 
     Args:
-        model: a model of ``open_clip.list_models()``, or the path of a JSON model configuration.
-        pretrained: open_clip's tag of the weights; it decides activation and pre-processing, also for a checkpoint.
+        backbone: what :func:`attribench.embeddings.backbones.find_backbone` found.
         checkpoint: a local file with the weights, in place of the download.
         batch_size: images the model sees at a time.
         checkpoint_option: what a message tells its reader to pass a checkpoint with.
 
     Raises:
-        UsageError: no such model, tag or file.
+        UsageError: no such file, or a batch size below 1.
     """
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
-        pretrained: str = DEFAULT_PRETRAINED,
+        backbone: Backbone,
         checkpoint: str | None = None,
         batch_size: int = 64,
         checkpoint_option: str = "--method.checkpoint",
@@ -60,7 +56,7 @@ class ImageEmbedder:
         self._checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
         if self._checkpoint is not None:
             check_checkpoint(self._checkpoint)
-        self._model = find_model(model, pretrained, own_weights=checkpoint is not None)
+        self.backbone = backbone
         self._batch_size = batch_size
         self._option = checkpoint_option
 
@@ -82,7 +78,7 @@ class ImageEmbedder:
         with self._weights.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
         code = source_hash(*(ROOT / name for name in _DECISIVE))
-        return {"code": code, **self._model.spec, "weights": weights}
+        return {"code": code, **self.backbone.spec, "weights": weights}
 
     def embed(self, images: Tensor, device: torch.device) -> Tensor:
         """Embed images.
@@ -99,16 +95,17 @@ class ImageEmbedder:
             DataError: the images have neither 1 nor 3 channels.
         """
         if images.shape[1] not in (1, 3):
-            raise DataError(f"CLIP embeds grey or RGB images; these have {images.shape[1]} channels.")
+            raise DataError(f"{self.backbone.label} embeds grey or RGB images; these have {images.shape[1]} channels.")
         network, transform = self._loaded
         network.to(device)
-        parts = [torch.empty(0, int(self._model.architecture["embed_dim"]))]
+        parts = []
         with torch.inference_mode(), exact_float32():
-            for begin in range(0, len(images), self._batch_size):
-                batch = images[begin : begin + self._batch_size]
+            for begin in range(0, max(1, len(images)), self._batch_size):
+                # Of no images at all, a blank one tells how long their embeddings are.
+                batch = images[begin : begin + self._batch_size] if len(images) else images.new_zeros(1, 3, 8, 8)
                 pixels = torch.stack([transform(_picture(image)) for image in batch])
-                parts.append(network.encode_image(pixels.to(device)).float().cpu())  # type: ignore[operator]
-        embeddings = torch.cat(parts)
+                parts.append(self.backbone.embed(network, pixels.to(device)).float().cpu())
+        embeddings = torch.cat(parts)[: len(images)]
         if not torch.isfinite(embeddings).all():
             raise AttribenchError(f"The weights in {self._weights} give NaN or infinite embeddings.")
         return embeddings
@@ -118,7 +115,7 @@ class ImageEmbedder:
     ) -> Tensor:
         """The same, kept in ``store`` in chunks: what is there is not computed again."""
         parts = []
-        with progress.task(f"embedding {len(images)} images with {self._model.label}", len(images)) as task:
+        with progress.task(f"embedding {len(images)} images with {self.backbone.label}", len(images)) as task:
             for begin in range(0, len(images), _IMAGES_PER_CHUNK):
                 chunk = images[begin : begin + _IMAGES_PER_CHUNK]
 
@@ -135,13 +132,13 @@ class ImageEmbedder:
         if self._checkpoint is not None:
             return self._checkpoint
         try:
-            return self._model.locate()
+            return self.backbone.locate()
         except WeightsMissingError as error:
             raise WeightsMissingError(f"{error} and pass it with {self._option} FILE.") from error
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, Transform]:
-        return self._model.load(self._weights)
+        return self.backbone.load(self._weights)
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -25,6 +25,7 @@ from attribench.gradients.per_sample import (
     batch_size,
     layerwise_bytes,
     num_parameters,
+    own_bytes,
     pass_size,
     summed_gradients,
 )
@@ -36,7 +37,7 @@ from attribench.store.code import ROOT, source_hash
 _KIND = "gradients"
 
 #: The files that decide features; relative to the package.
-_DECISIVE = (
+DECISIVE = (
     "gradients/features.py", "gradients/feature_set.py", "gradients/layerwise.py", "gradients/options.py",
     "gradients/outputs.py", "gradients/per_sample.py",
     "gradients/projection.py",
@@ -120,11 +121,12 @@ class GradientFeatures:
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
         size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
         common = {
-            "code": source_hash(*(ROOT / name for name in _DECISIVE)),
+            "code": source_hash(*(ROOT / name for name in DECISIVE)),
             "weights": model_digest(model),
             "f": options.f,
             "projection": projection.spec,
             "seed": self._context.seed,
+            **({"normalized": True} if options.normalized else {}),
         }
         chunks = []
         for begin in range(0, len(images), size):
@@ -132,7 +134,7 @@ class GradientFeatures:
             own = {**common, "images": chunk.content_hash}
             chunks.append([_Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
         missing = [part for chunk in chunks for part in chunk if self._shared.store.find(_KIND, part.spec) is None]
-        return _Plan(model, length, projection, chunks, missing, device)
+        return _Plan(model, length, projection, chunks, missing, device, options.normalized)
 
     def _builder(self, plan: _Plan, part: _Part, task: Task) -> Callable[[Staging], None]:
         context, options, images = self._context, self._options, part.images
@@ -150,6 +152,7 @@ class GradientFeatures:
                     context.device,
                     plan.row_bytes,
                     task.advance,
+                    options.normalized,
                 )
                 features = plan.projection(gradients)
             if not torch.isfinite(features).all():
@@ -195,6 +198,7 @@ class _Plan:
     chunks: list[list[_Part]]
     missing: list[_Part]
     device: torch.device
+    normalized: bool
 
     @cached_property
     def row_bytes(self) -> int | None:
@@ -210,8 +214,13 @@ class _Plan:
         rows = max(len(part.images) for part in self.missing)
         batch = min(rows, batch_size(self.num_parameters, self.device))
         gradients = 4 * self.num_parameters * (1 + 2 * batch + rows)
-        activations = 0 if self.row_bytes is None else self.row_bytes * pass_size(self.row_bytes, self.device)
-        return (gradients + activations + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
+        passes = 0
+        if self.row_bytes is not None:
+            row_bytes = self.row_bytes + (own_bytes(self.num_parameters) if self.normalized else 0)
+            passes = row_bytes * pass_size(row_bytes, self.device)
+        elif self.normalized:
+            passes = own_bytes(self.num_parameters) * batch
+        return (gradients + passes + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
 
     def disk(self) -> int:
         """Bytes that the missing parts will take."""

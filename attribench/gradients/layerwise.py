@@ -8,6 +8,7 @@ batch, take no more arithmetic than an ordinary backward pass, which sums over e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -60,6 +61,35 @@ _LAYERS: dict[Any, tuple[_Rule, tuple[str, ...]]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """A layer as the network called it, with what is needed for its weights' gradients once that of its output is known.
+
+    Attributes:
+        function: of ``torch.nn.functional``, such as ``F.conv2d``.
+        arguments: by name; the input does not ask for a gradient.
+        weight: where the weight's entries lie in a gradient, or None for a weight that is no parameter.
+        bias: likewise.
+    """
+
+    function: Any
+    arguments: Mapping[str, Any]
+    weight: slice | None
+    bias: slice | None
+
+    def gradients(self, gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias, ``(samples, …)`` each, summed over timesteps and positions.
+
+        Args:
+            gradient: of the output, ``(T · samples, …)``, timestep by timestep.
+        """
+        return _LAYERS[self.function][0](self.arguments, gradient, samples)
+
+
+#: Takes a layer and the gradient of its output, one row a row of the batch.
+Take = Callable[[LayerCall, Tensor], None]
+
+
 class LayerwiseGradients:
     """Takes the gradients of one network's parameters, one a sample.
 
@@ -94,28 +124,42 @@ class LayerwiseGradients:
             output: of the network's predictions, like ``noisy``, a scalar: the sum of one term a row.
             into: ``(N, num_parameters)``.
         """
+
+        def take(layer: LayerCall, gradient: Tensor) -> None:
+            for slot, found in zip((layer.weight, layer.bias), layer.gradients(gradient, len(into)), strict=True):
+                if slot is not None:
+                    into[:, slot] += found.reshape(len(into), -1)
+
+        self.visit(noisy, timesteps, output, take)
+
+    def visit(self, noisy: Tensor, timesteps: Tensor, output: Callable[[Tensor], Tensor], take: Take) -> None:
+        """Show every layer, as soon as it is known, the gradient of its output; see :meth:`add`.
+
+        Args:
+            take: called once a call of a layer, the last layer first, without building a graph.
+        """
         with torch.enable_grad():
-            with _Watch(self._slots, into, len(noisy)):
+            with _Watch(self._slots, len(noisy), take):
                 predicted = functional_call(self._network, self._state, (noisy, timesteps)).sample
             output(predicted).backward()  # type: ignore[no-untyped-call]
 
 
 class _Watch(TorchFunctionMode):
-    """Calls layers with constant weights, and adds the weights' gradients up itself as soon as that of the output is known.
+    """Calls layers with constant weights, and hands them over as soon as the gradient of their output is known.
 
     A parameter that anything else uses keeps its place in the graph, and so gets a gradient of its own.
     """
 
-    def __init__(self, slots: Mapping[int, slice], into: Tensor, num_rows: int) -> None:
+    def __init__(self, slots: Mapping[int, slice], num_rows: int, take: Take) -> None:
         super().__init__()
-        self._slots, self._into, self._num_rows = slots, into, num_rows
+        self._slots, self._num_rows, self._take = slots, num_rows, take
 
     def __torch_function__(
         self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if function not in _LAYERS:
             return function(*args, **(kwargs or {}))
-        rule, names = _LAYERS[function]
+        names = _LAYERS[function][1]
         call = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
         slots = [self._slots.get(id(call.get(name))) for name in ("weight", "bias")]
         if slots == [None, None] or len(call["input"]) != self._num_rows or isinstance(call.get("padding"), str):
@@ -126,11 +170,11 @@ class _Watch(TorchFunctionMode):
         output = function(**call)
         if not output.requires_grad:  # the first layers: nothing before them needs a gradient
             output.requires_grad_()
-        output.register_hook(partial(self._take, rule, {**call, "input": call["input"].detach()}, slots))
+        layer = LayerCall(function, {**call, "input": call["input"].detach()}, *slots)
+        output.register_hook(partial(_hand_over, self._take, layer))
         return output
 
-    @torch.no_grad()
-    def _take(self, rule: _Rule, call: Mapping[str, Any], slots: Iterable[slice | None], gradient: Tensor) -> None:
-        for slot, found in zip(slots, rule(call, gradient, len(self._into)), strict=True):
-            if slot is not None:
-                self._into[:, slot] += found.reshape(len(self._into), -1)
+
+@torch.no_grad()
+def _hand_over(take: Take, layer: LayerCall, gradient: Tensor) -> None:
+    take(layer, gradient)

@@ -40,6 +40,8 @@ class KernelMethod(AttributionMethod):
     access = Access.MODEL
     #: Model outputs that ``attribench tune`` tries; none leaves f as it is.
     outputs: ClassVar[Sequence[ModelOutput]] = ()
+    #: Whether the gradient of each timestep and draw is divided by its length before the average.
+    normalized: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class KernelMethod(AttributionMethod):
         noise_draws: int = 1,
     ) -> None:
         check_regularization(regularization)
-        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim, noise_draws)
+        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim, noise_draws, self.normalized)
         self._regularization = regularization
         self._ridge: Ridge | None = None
 

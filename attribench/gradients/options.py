@@ -27,6 +27,7 @@ class FeatureOptions:
         projection: see :class:`attribench.gradients.projection.Projection`.
         proj_dim: length of a projected gradient.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
+        normalized: the gradient of each timestep and draw is divided by its length before the average.
 
     Raises:
         UsageError: an option is out of range.
@@ -37,6 +38,7 @@ class FeatureOptions:
     projection: ProjectionName = "auto"
     proj_dim: int = 32768
     noise_draws: int = 1
+    normalized: bool = False
 
     def __post_init__(self) -> None:
         output_function(self.f)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribench.computing.device import exact_float32
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
-from attribench.gradients.layerwise import LayerwiseGradients
+from attribench.gradients.layerwise import LayerwiseGradients, Take
 from attribench.gradients.outputs import OutputFunction, loss_weights
 
 #: A timestep and the number of a draw of noise at it.
@@ -51,6 +53,23 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torch.device, take: Take) -> bool:
+    """Take the gradient of the sum of the predictions for one blank image, layer by layer.
+
+    Args:
+        image_shape: (C, H, W).
+        take: is shown each call of a layer, with the gradient of its output.
+
+    Returns:
+        Whether layer by layer is all there is to it; see :attr:`LayerwiseGradients.complete`.
+    """
+    gradients = gradients_of(network, device)
+    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients.visit(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), take)
+    return gradients.complete
+
+
 def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
     """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
 
@@ -66,16 +85,70 @@ def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torc
         held[storage.data_ptr()] = storage.nbytes()
         return value
 
-    gradients = _layerwise(network, device)
     weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
-    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
-    into = torch.zeros(1, num_parameters(network), device=device, dtype=_dtype(network))
-    with sdpa_kernel(SDPBackend.MATH), saved_tensors_hooks(note, lambda value: value):
-        gradients.add(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), into)
-    if not gradients.complete:
+    with saved_tensors_hooks(note, lambda value: value):
+        complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None)
+    if not complete:
         return None
     # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
     return 2 * sum(size for pointer, size in held.items() if pointer not in weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What goes through the network together: some images at some timesteps and draws, a row each, term by term.
+
+    Attributes:
+        images: which of the images.
+        ids: their names.
+        terms: each with all of the images.
+        noisy: ``(T · N, C, H, W)``.
+        noise: that is in it, likewise.
+        timesteps: int ``(T · N,)``.
+    """
+
+    images: slice
+    ids: Sequence[str]
+    terms: Sequence[Term]
+    noisy: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+def noised_passes(
+    images: Tensor,
+    ids: Sequence[str],
+    terms: Sequence[Term],
+    samples: int,
+    together: int,
+    seed: int,
+    schedule: NoiseSchedule,
+    like: Tensor,
+) -> Iterator[Pass]:
+    """Every image at every term, in passes of at most ``samples`` images and ``together`` terms.
+
+    Args:
+        images: uint8 ``(num_images, C, H, W)``.
+        ids: one name an image; its noise is a function of (seed, id, timestep, draw) alone.
+        like: of the type, and on the device, that a pass shall be.
+    """
+    for begin in range(0, len(images), samples):
+        some_images = slice(begin, min(begin + samples, len(images)))
+        clean, names = to_unit_range(images[some_images]), ids[some_images]
+        for first in range(0, len(terms), together):
+            some = terms[first : first + together]
+            noise = [sample_noise_batch(seed, names, timestep, draw, clean.shape[1:]) for timestep, draw in some]
+            noisy = [schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, some, strict=True)]
+            steps = torch.tensor([timestep for timestep, _ in some], device=like.device).repeat_interleave(len(clean))
+            yield Pass(some_images, names, some, torch.cat(noisy).to(like), torch.cat(noise).to(like), steps)
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Inside, gradients have float32's precision and the same bits every time."""
+    # Attention's fused kernels neither promise the same bits twice nor can be mapped over samples everywhere.
+    with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        yield
 
 
 def summed_gradients(
@@ -89,8 +162,9 @@ def summed_gradients(
     device: torch.device,
     row_bytes: int | None,
     report: Callable[[float], None] = lambda passes: None,
+    normalized: bool = False,
 ) -> Tensor:
-    """Sum ∇_θ f over timesteps and draws of noise, for every sample.
+    """Sum ∇_θ f, or ∇_θ f / ‖∇_θ f‖, over timesteps and draws of noise, for every sample.
 
     All parameters count, frozen or not; nothing of ``network`` is changed.
 
@@ -101,6 +175,8 @@ def summed_gradients(
         row_bytes: what :func:`layerwise_bytes` says of the network; None makes one pass a term with ``torch.func``, which
             works for every network.
         report: called with the number of backward passes (samples times terms) just done.
+        normalized: divide the gradient of each timestep and draw by its length, before the sum; one of length 0 adds 0.
+            Each must then be there by itself, in place of a sum over terms inside the product that makes it.
 
     Returns:
         ``(num_images, num_parameters)`` on ``device``, of the parameters' type and in the order of ``named_parameters()``.
@@ -108,29 +184,38 @@ def summed_gradients(
     result = torch.zeros(len(images), num_parameters(network), device=device, dtype=_dtype(network))
     samples, together = batch_size(result.shape[1], device), 1
     if row_bytes is not None:
-        rows = pass_size(row_bytes, device)
+        rows = pass_size(row_bytes + (own_bytes(result.shape[1]) if normalized else 0), device)
         together = min(rows, len(terms))
         samples = min(samples, rows // together)
     add = _adder(network, output, loss_weights(schedule).to(result), device, mapped=row_bytes is None)
-    # Attention's fused kernels neither promise the same bits twice nor can be mapped over samples everywhere.
-    with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        for begin in range(0, len(images), samples):
-            into, names = result[begin : begin + samples], ids[begin : begin + samples]
-            clean = to_unit_range(images[begin : begin + samples])
-            for first in range(0, len(terms), together):
-                some = terms[first : first + together]
-                noise = [sample_noise_batch(seed, names, timestep, draw, clean.shape[1:]) for timestep, draw in some]
-                noisy = [
-                    schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, some, strict=True)
-                ]
-                steps = torch.tensor([timestep for timestep, _ in some], device=device)
-                add(torch.cat(noisy).to(result), torch.cat(noise).to(result), steps.repeat_interleave(len(into)), into)
-                report(float(len(into) * len(some)))
+    if normalized:
+        add = _normalizing(add)
+    with reproducible():
+        for some in noised_passes(images, ids, terms, samples, together, seed, schedule, result):
+            add(some.noisy, some.noise, some.timesteps, result[some.images])
+            report(float(len(some.noisy)))
     return result
 
 
-#: Of noisy images, noise and timesteps, one a row, and where to add the gradients.
+def own_bytes(length: int) -> int:
+    """Bytes that a row takes whose gradient is kept apart from those of other terms: itself, and what it is made from."""
+    return 2 * 4 * length
+
+
+#: Of noisy images, noise and timesteps, one a row, and where to add the gradients: ``(N, num_parameters)`` where rows come
+#: term by term, N in each.
 _Adder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+def _normalizing(add: _Adder) -> _Adder:
+    def add_normalized(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+        rows = into.new_zeros(len(noisy), into.shape[1])
+        add(noisy, noise, steps, rows)  # as if every row were a sample
+        lengths = rows.norm(dim=1, keepdim=True)
+        rows /= lengths.where(lengths > 0, torch.ones_like(lengths))
+        into += rows.view(-1, *into.shape).sum(0)
+
+    return add_normalized
 
 
 def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: torch.device, mapped: bool) -> _Adder:
@@ -149,14 +234,15 @@ def _adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: 
             at += flat.shape[1]
 
     if not mapped:
-        layerwise = _layerwise(network, device)
+        layerwise = gradients_of(network, device)
         return add_layerwise
     parameters, buffers = _state(network, device)
     gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
     return add_mapped
 
 
-def _layerwise(network: nn.Module, device: torch.device) -> LayerwiseGradients:
+def gradients_of(network: nn.Module, device: torch.device) -> LayerwiseGradients:
+    """Layer by layer, of all parameters of ``network``, on ``device``."""
     return LayerwiseGradients(network, *_state(network, device))
 
 

@@ -72,6 +72,17 @@ class Ridge:
         columns = [self._solve(self._float64(block).T).norm(dim=0).cpu() for block in self._train.blocks()]
         return torch.cat(columns)
 
+    def leverages(self) -> Tensor:
+        """h(n) = φ(n)ᵀH⁻¹φ(n): float64 ``(num_train,)`` on the CPU, at least 0 and below 1."""
+        if self.dual:
+            # The diagonal of K(K + λI)⁻¹ = I − λ(K + λI)⁻¹.
+            return (1 - self.lam * torch.cholesky_inverse(self._factor).diagonal()).clamp(min=0).cpu()
+        solved = (
+            torch.linalg.solve_triangular(self._factor, self._float64(block).T, upper=False)
+            for block in self._train.blocks()
+        )
+        return torch.cat([columns.square().sum(0).cpu() for columns in solved])
+
     def _scores(self, queries: Tensor) -> Tensor:
         if self.dual:
             products = torch.cat([queries @ self._float64(block).T for block in self._train.blocks()], dim=1)

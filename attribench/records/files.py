@@ -79,7 +79,7 @@ class MethodRecord(RecordFile):
     method: str
     method_class: str
     options: dict[str, Any]
-    access: Literal["DATA", "MODEL", "CHECKPOINTS", "UNKNOWN"]
+    access: Literal["DATA", "MODEL", "CHECKPOINTS", "RETRAINED", "UNKNOWN"]
     tuned_on: str
     settings: dict[str, Any]
     data: dict[str, Any]

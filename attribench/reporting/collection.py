@@ -17,6 +17,7 @@ from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.compute import Comparison, comparisons
 from attribench.reporting.figures import charts, pictures
+from attribench.reporting.retrainings import Yardstick, yardsticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,6 +121,8 @@ class Collection:
             yield sweep_drawing(sweep)
         for comparison in comparisons(self.sweeps):
             yield compute_drawing(comparison)
+        for yardstick in yardsticks(self.boards, self.sweeps):
+            yield retrainings_drawing(yardstick)
         for group in self.counterfactuals:
             yield from counterfactual_drawings(group)
 
@@ -177,6 +180,16 @@ def compute_drawing(comparison: Comparison) -> Drawing:
         "LDS against what a query costs, for each method at several numbers of timesteps and noise draws, with 95 % intervals; "
         "filled where the LDS on validation queries comes within a point of the method's best.",
         partial(charts.compute_against_lds, comparison),
+    )
+
+
+def retrainings_drawing(yardstick: Yardstick) -> Drawing:
+    """The figure of how many retrained models each method is worth."""
+    return Drawing(
+        f"{folder(yardstick.sweep)}/{yardstick.sweep.method}.retrainings",
+        f"LDS of {yardstick.sweep.method} by the number of retrained models it learns from, with 95 % intervals, and where "
+        "each method stands.",
+        partial(charts.retrainings, yardstick),
     )
 
 

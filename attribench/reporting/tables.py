@@ -16,7 +16,13 @@ from attribench.settings import QUERY_SETS
 
 UNKNOWN = "unknown"
 CEILING = "noise ceiling"
-ACCESS = {"DATA": "data", "MODEL": "model", "CHECKPOINTS": "checkpoints", "UNKNOWN": "unknown"}
+ACCESS = {
+    "DATA": "data",
+    "MODEL": "model",
+    "CHECKPOINTS": "checkpoints",
+    "RETRAINED": "retrained models",
+    "UNKNOWN": "unknown",
+}
 TIE = " ≈"
 TIE_NOTE = (
     "≈: not distinguishable from the best, in bold (paired bootstrap over queries and subsets and Wilcoxon's test over queries "
@@ -37,14 +43,12 @@ def leaderboard(board: Board) -> Table:
     columns += [Column(name) for name in ("looks at", "prepare s", "s/query", "peak MiB", "stored MiB")]
     columns.append(Column("tuned on", "note"))
     rows = [_row(record, board) for record in board.records]
-    best = {
-        name: max((r.results[name].lds for r in board.records if name in r.results), default=0.0) for name in QUERY_SETS
-    }
+    best = {name: best_lds(board, name) for name in QUERY_SETS}
     bold = {
         (number, 1 + 2 * index)
         for number, record in enumerate(board.records)
         for index, name in enumerate(QUERY_SETS)
-        if name in record.results and record.results[name].lds == best[name] and len(board.records) > 1
+        if rivals(record, name) and record.results[name].lds == best[name] and len(board.records) > 1
     }
     rules = set()
     ceilings = [board.ceiling(name) for name in QUERY_SETS]
@@ -78,8 +82,18 @@ def _tie(record: Record, query_set: str, board: Board) -> str:
     result = record.results.get(query_set)
     if result is None or not board.tested(query_set) or record.method not in board.best[query_set]:
         return ""
-    leads = result.lds == max(other.results[query_set].lds for other in board.records if query_set in other.results)
+    leads = result.lds == best_lds(board, query_set)
     return "" if leads else TIE
+
+
+def rivals(record: Record, query_set: str) -> bool:
+    """Whether a row competes for the best of a query set: one that is given retrained models is a reference."""
+    return query_set in record.results and record.access != "RETRAINED"
+
+
+def best_lds(board: Board, query_set: str) -> float:
+    found = (record.results[query_set].lds for record in board.records if rivals(record, query_set))
+    return max(found, default=0.0)
 
 
 def _cell(result: MeasuredLDS | None) -> str:
@@ -114,6 +128,11 @@ def notes(board: Board) -> list[str]:
     said += _ceiling_notes(board)
     said += _truth_notes(board)
     said += preset_notes(first)
+    if any(record.access == "RETRAINED" for record in records):
+        said.append(
+            "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
+            "than those they are judged on (by folds of the subsets, ranked within folds). Times are without retraining."
+        )
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records

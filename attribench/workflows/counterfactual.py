@@ -16,6 +16,7 @@ from attribench.computing.progress import Progress
 from attribench.computing.seeding import derive_seed
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.data import ImageSet
+from attribench.embeddings.clip_models import find_model
 from attribench.embeddings.image_embedder import ImageEmbedder
 from attribench.errors import UsageError
 from attribench.method import Access, Queries
@@ -30,7 +31,7 @@ from attribench.truth.generation import GenerateJob
 from attribench.truth.jobs import save_images
 from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.opening import method_description, open_experiment, setting_description
-from attribench.workflows.scoring import Scoring, hardware, scorings, versions
+from attribench.workflows.scoring import Scoring, hardware, of_all_folds, scorings, versions
 
 #: ``random_state`` of the published choice of queries.
 _QUERY_SEED = 42
@@ -149,9 +150,9 @@ def _first_cost(experiment: Experiment) -> float:
 def _scores(scoring: Scoring, queries: Queries, chosen: list[int]) -> Tensor:
     """Scores of the chosen queries: those of the whole set, if an earlier run made them, else of these alone."""
     if scoring.complete({"generation": queries}):
-        return scoring.scores({"generation": queries})["generation"][chosen]
+        return of_all_folds(scoring.scores({"generation": queries})["generation"])[chosen]
     part = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
-    return scoring.scores({"generation": part})["generation"]
+    return of_all_folds(scoring.scores({"generation": part})["generation"])
 
 
 def _seeds(experiment: Experiment, settings: CounterfactualSettings, control: bool) -> list[int]:
@@ -229,7 +230,8 @@ def _no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
 
 
 def _embedder(clip: Clip) -> ImageEmbedder:
-    return ImageEmbedder(clip.model, clip.pretrained, clip.checkpoint, checkpoint_option="--clip_checkpoint")
+    model = find_model(clip.model, clip.pretrained, own_weights=clip.checkpoint is not None)
+    return ImageEmbedder(model, clip.checkpoint, checkpoint_option="--clip_checkpoint")
 
 
 def _file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from attribench.configuration.protocol import Halves
@@ -17,6 +18,7 @@ from attribench.metrics.resampling import Interval, lds_interval, published_boot
 from attribench.records.gallery import Gallery
 from attribench.records.lds import BandResult, CeilingRecord, IntervalRecord, PublishedBootstrap, QuerySetResult
 from attribench.truth.experiment import Experiment
+from attribench.truth.folds import fold_of, ranks_within_folds
 from attribench.truth.ground_truth import GroundTruth
 
 #: Of a band's intervals: ten bands with the usual 1000 would take ten times as long as the LDS itself.
@@ -32,12 +34,14 @@ class Evaluation:
         queries: those of the part.
         index: which they are of the whole.
         truth: the part's ground truth.
+        subsets: which its subsets are of all, by number; None for all of them.
     """
 
     asked: Queries
     queries: Queries
     index: list[int]
     truth: GroundTruth
+    subsets: list[int] | None = None
 
     @cached_property
     def ceiling(self) -> CeilingRecord | None:
@@ -71,34 +75,62 @@ class Evaluation:
         queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
         if subsets is not None:
             truth = truth.restrict(subsets, index)
-        return cls(asked, queries, index, truth)
+        return cls(asked, queries, index, truth, subsets)
 
     def evaluate(self, scores: Tensor, *, by_band: bool = False) -> QuerySetResult:
         """The LDS of the whole query set's scores, with its intervals where there are several queries.
 
         Args:
+            scores: ``(num_queries, num_train)``; or ``(num_folds, num_queries, num_train)`` of a method that was given
+                retrained models, each fold's made without the models of that fold. Each model is then predicted by its own
+                fold's scores, and ranked among the models of its fold.
             by_band: also by noise level.
         """
-        truth, predictions = self.truth, predict_outputs(scores[self.index], self.truth.masks)
-        per_query = score_predictions(predictions, truth.outputs)
-        mean, std = published_bootstrap(predictions, truth.outputs)
+        truth, predictions, outputs = self.truth, self._predictions(scores), self._ranked(self.truth.outputs, scores)
+        per_query = score_predictions(predictions, outputs)
+        mean, std = published_bootstrap(predictions, outputs)
         several = len(self.queries) > 1
         return QuerySetResult(
             lds=per_query.mean().item(),
-            interval=_interval(lds_interval(predictions, truth.outputs)) if several else None,
+            interval=_interval(lds_interval(predictions, outputs)) if several else None,
             published_bootstrap=PublishedBootstrap(mean=mean, std=std, num_resamples=64),
             standard_error=standard_error(per_query) if several else None,
-            undefined_queries=int(undefined_correlations(predictions, truth.outputs).sum()),
+            undefined_queries=int(undefined_correlations(predictions, outputs).sum()),
             per_query=per_query.tolist(),
             query_ids=list(self.queries.ids),
             queries_hash=ImageSet(self.queries.images, self.queries.ids).content_hash,
             ground_truth_hash=truth.hash,
             ceiling=self.ceiling,
-            bands=[self._in_band(predictions, *band) for band in self.bands] if by_band else [],
+            bands=[
+                self._in_band(predictions, self._ranked(part.outputs, scores), part, ceiling)
+                for part, ceiling in self.bands
+            ]
+            if by_band
+            else [],
         )
 
-    def _in_band(self, predictions: Tensor, truth: GroundTruth, ceiling: CeilingRecord | None) -> BandResult:
-        (band,), outputs = truth.bands, truth.outputs
+    def _predictions(self, scores: Tensor) -> Tensor:
+        """What scores predict for every subset, ``(num_subsets, num_queries)``."""
+        if scores.ndim == 2:
+            return predict_outputs(scores[self.index], self.truth.masks)
+        of = torch.tensor([fold_of(subset, len(scores)) for subset in self._numbers])
+        predictions = torch.empty(len(of), len(self.index), dtype=torch.float64)
+        for fold in sorted(set(of.tolist())):
+            predictions[of == fold] = predict_outputs(scores[fold][self.index], self.truth.masks[of == fold])
+        return self._ranked(predictions, scores)
+
+    def _ranked(self, values: Tensor, scores: Tensor) -> Tensor:
+        """Values of subsets as they are, or ranked within folds where ``scores`` are by fold."""
+        return values if scores.ndim == 2 else ranks_within_folds(values, self._numbers, len(scores))
+
+    @property
+    def _numbers(self) -> list[int]:
+        return list(range(len(self.truth.masks))) if self.subsets is None else self.subsets
+
+    def _in_band(
+        self, predictions: Tensor, outputs: Tensor, truth: GroundTruth, ceiling: CeilingRecord | None
+    ) -> BandResult:
+        (band,) = truth.bands
         several = len(self.queries) > 1
         return BandResult(
             first=band.first,
@@ -112,14 +144,19 @@ class Evaluation:
         """What is filed beside a record; see :class:`attribench.records.lds.Record`.
 
         Args:
-            scores: of the whole query set.
+            scores: of the whole query set, see :meth:`evaluate`; of folds the mean is shown.
             train: the train images, for a gallery; None for none.
         """
-        name, scores = self.queries.name, scores[self.index]
-        ranks = {
-            f"{name}.predictions": ranks_over_subsets(predict_outputs(scores, self.truth.masks)),
-            f"{name}.outputs": ranks_over_subsets(self.truth.outputs),
-        }
+        name = self.queries.name
+        ranks = {}
+        if scores.ndim == 3:  # ranks within folds cannot be paired with other methods' ranks over all subsets
+            scores = scores.mean(dim=0)
+        else:
+            ranks = {
+                f"{name}.predictions": ranks_over_subsets(self._predictions(scores)),
+                f"{name}.outputs": ranks_over_subsets(self.truth.outputs),
+            }
+        scores = scores[self.index]
         return ranks if train is None else ranks | Gallery.of(self.queries, scores, train).tensors(f"{name}.gallery")
 
 

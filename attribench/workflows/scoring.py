@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,20 +19,27 @@ from attribench.configuration.resolution import MethodConfig
 from attribench.data import ImageSet
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AttribenchError, UsageError
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries, score, start
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, score, start
 from attribench.records.lds import CostRecord, row_name
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
 from attribench.store.shared import SharedStore, Usage
 from attribench.truth.experiment import Experiment
+from attribench.truth.folds import fold_of, num_folds
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
 
 
-def make_context(experiment: Experiment, method: AttributionMethod, config: MethodConfig) -> AttributionContext:
-    """What ``method`` gets to work with; models, and what was made from them, only as far as it declared."""
+def make_context(
+    experiment: Experiment, method: AttributionMethod, config: MethodConfig, fold: int = 0
+) -> AttributionContext:
+    """What ``method`` gets to work with; models, and what was made from them, only as far as it declared.
+
+    Args:
+        fold: the one that a method which is given retrained models is judged on.
+    """
     access = access_of(type(method))
     return AttributionContext(
         train=experiment.train,
@@ -43,7 +51,25 @@ def make_context(experiment: Experiment, method: AttributionMethod, config: Meth
         models=experiment.models(),
         progress=experiment.progress,
         shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
+        retrained=_others(experiment, fold) if access >= Access.RETRAINED else None,
     )
+
+
+def _others(experiment: Experiment, fold: int) -> RetrainedModels | None:
+    """The models retrained on subsets outside a fold; None if there are too few."""
+    count = len(experiment.masks)
+    try:
+        folds = num_folds(count)
+    except UsageError:
+        return None
+    kept = [subset for subset in range(count) if fold_of(subset, folds) != fold]
+
+    def losses(queries: Queries) -> Tensor:
+        numbers = {name: number for number, name in enumerate(experiment.query_ids(queries.name))}
+        outputs = experiment.ground_truth(queries.name).outputs
+        return outputs[kept][:, [numbers[name] for name in queries.ids]]
+
+    return RetrainedModels(experiment.masks[kept], losses)
 
 
 def access_of(cls: type[Any]) -> Access:
@@ -54,13 +80,16 @@ def access_of(cls: type[Any]) -> Access:
     """
     access = getattr(cls, "access", None)
     if not isinstance(access, Access):
-        raise AttribenchError(f"{cls.__name__} must declare `access = Access.DATA`, MODEL or CHECKPOINTS.")
+        raise AttribenchError(f"{cls.__name__} must declare `access = Access.DATA`, MODEL, CHECKPOINTS or RETRAINED.")
     return access
 
 
 def reason_to_skip(method: AttributionMethod, context: AttributionContext) -> str | None:
     """Why a method cannot run here, or None."""
-    if context.access >= Access.MODEL and context.models is None:
+    if context.access >= Access.RETRAINED:
+        if context.retrained is None:
+            return "it is given retrained models, and judged on others: four subsets at least are needed."
+    elif context.access >= Access.MODEL and context.models is None:
         return "it looks at the target model, and this ground truth holds no model."
     return method.skip_reason(context)
 
@@ -87,13 +116,16 @@ class Scoring:
         config: what it was made from.
         context: what it may work with.
         weights: digest of the target model, for methods that look at it.
+        retrained: identifies the retrained models the method is given, for methods that are given any.
     """
 
     @classmethod
     def of(
         cls, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
     ) -> Scoring:
-        """Scores in an experiment's store."""
+        """Scores in an experiment's store; of a method that is given retrained models, fold by fold."""
+        if context.access >= Access.RETRAINED:
+            return CrossFitted(experiment, method, config, context)
         target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
         return cls(experiment.store, method, config, context, target.digest if target else None)
 
@@ -104,6 +136,7 @@ class Scoring:
         config: MethodConfig,
         context: AttributionContext,
         weights: str | None = None,
+        retrained: str | None = None,
     ) -> None:
         self._store = store
         self._method, self._context, self._progress = method, context, context.progress
@@ -117,6 +150,7 @@ class Scoring:
             "seed": context.seed,
             "weights": weights,
             **({"inputs": inputs} if inputs else {}),
+            **({"retrained": retrained} if retrained else {}),
         }
         self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
         self.hardware: dict[str, Any] = {}
@@ -200,6 +234,51 @@ class Scoring:
             stored_bytes=sum(stored.values()),
             compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
         )
+
+
+class CrossFitted(Scoring):
+    """Scores of a method that is given retrained models: for each fold of the subsets, made without that fold's models.
+
+    The cost is that of one fold, on average.
+    """
+
+    def __init__(
+        self, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
+    ) -> None:
+        target = experiment.target.find(experiment.store) if experiment.has_model else None
+        weights, folds = target.digest if target else None, num_folds(len(experiment.masks))
+        truth = "+".join(experiment.ground_truth(name).hash for name in experiment.query_sets)
+        fold_methods = [method, *(config.cls(**config.options) for _ in range(1, folds))]
+        contexts = [context, *(make_context(experiment, fold_methods[fold], config, fold) for fold in range(1, folds))]
+        self._folds = [
+            Scoring(
+                experiment.store, fold_methods[fold], config, contexts[fold], weights, f"{truth} without {fold}/{folds}"
+            )
+            for fold in range(folds)
+        ]
+        super().__init__(experiment.store, method, config, context, weights, f"{truth} in {folds}")
+
+    def complete(self, query_sets: Mapping[str, Queries]) -> bool:
+        return all(fold.complete(query_sets) for fold in self._folds)
+
+    def scores(self, query_sets: Mapping[str, Queries]) -> dict[str, Tensor]:
+        """Scores ``(num_folds, num_queries, num_train)`` for every query set."""
+        found = [fold.scores(query_sets) for fold in self._folds]
+        first, costs = self._folds[0], [fold.cost for fold in self._folds]
+        self.hardware, self.versions = first.hardware, first.versions
+        self.cost = CostRecord(
+            prepare_seconds=fmean(cost.prepare_seconds for cost in costs),
+            seconds_per_query=fmean(cost.seconds_per_query for cost in costs),
+            peak_bytes=max(cost.peak_bytes for cost in costs),
+            stored_bytes=max(cost.stored_bytes for cost in costs),
+            compile_seconds=sum(cost.compile_seconds for cost in costs),
+        )
+        return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
+
+
+def of_all_folds(scores: Tensor) -> Tensor:
+    """Scores ``(num_queries, num_train)``: as they are, or the mean over folds."""
+    return scores if scores.ndim == 2 else scores.mean(dim=0)
 
 
 def scorings(

@@ -171,8 +171,7 @@ def candidate_mean(train: Tensor, patch_size: int) -> NDArray[np.float64]:
         ``(C, H·W)``.
     """
     total = torch.zeros(train.shape[1:], dtype=torch.float64)
-    for start in range(0, len(train), _CHUNK):
-        images = train[start : start + _CHUNK]
+    for images in torch.split(train, _CHUNK):
         images = to_unit_range(images) if images.dtype == torch.uint8 else images
         total += images.sum(0, dtype=torch.float64).cpu()
     mean = total / len(train)

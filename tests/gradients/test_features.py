@@ -282,6 +282,19 @@ def test_what_cannot_fit_is_refused_before_any_work(make_context: MakeContext, m
     assert asked.refusal(context.train) is None
 
 
+def test_gradients_that_are_normalised_need_more_memory(make_context: MakeContext) -> None:
+    context = make_context(num_train=2)
+
+    def needed(normalized: bool, row_bytes: int | None) -> int:
+        options = FeatureOptions("mean", 10, "identity", normalized=normalized)
+        plan = GradientFeatures(context, options)._plan(context.target_model(), context.train)
+        plan.__dict__["row_bytes"] = row_bytes
+        return plan.memory()
+
+    assert needed(True, 2**10) > needed(False, 2**10)
+    assert needed(True, None) > needed(False, None)
+
+
 def test_the_disk_for_all_checkpoints_is_asked_for_at_once(
     make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +326,7 @@ def test_features_are_known_by_weights_options_seed_and_images(make_context: Mak
     assert ask(last, noise_draws=2) == 7  # the second draw
     labelled = ImageSet(context.train.images, context.train.ids, torch.zeros(3, dtype=torch.int64))
     assert ask(last, images=labelled) == 7
+    assert ask(last, normalized=True) == 8
 
 
 def test_the_digest_sees_configuration_and_weights(tiny_model: ModelSettings, make_context: MakeContext) -> None:

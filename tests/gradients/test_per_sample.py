@@ -80,7 +80,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def expected(model: nn.Module, f: str) -> Tensor:
+def expected(model: nn.Module, f: str, normalized: bool = False) -> Tensor:
     """One sample, timestep and draw at a time."""
     schedule, rows = NoiseSchedule(), []
     for image, name in zip(IMAGES, IDS, strict=True):
@@ -96,14 +96,16 @@ def expected(model: nn.Module, f: str) -> Tensor:
                 return output_function(f)(predicted, noise, torch.tensor(1.0))
 
             gradients = grad(value)(dict(model.named_parameters()), noisy, noise, timestep)
-            total = total + torch.cat([gradient.flatten() for gradient in gradients.values()])
+            flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+            total = total + (flat / flat.norm() if normalized else flat)
         rows.append(total)
     return torch.stack(rows).detach()
 
 
-def found(model: nn.Module, f: str) -> Tensor:
+def found(model: nn.Module, f: str, normalized: bool = False) -> Tensor:
     row_bytes = layerwise_bytes(model, (2, 8, 8), CPU)
-    return summed_gradients(model, IMAGES, IDS, TERMS, output_function(f), 7, NoiseSchedule(), CPU, row_bytes)  # type: ignore[arg-type]
+    function, schedule = output_function(f), NoiseSchedule()
+    return summed_gradients(model, IMAGES, IDS, TERMS, function, 7, schedule, CPU, row_bytes, normalized=normalized)
 
 
 @pytest.mark.parametrize("name", ["attention", "resnet", "default", "layers"])
@@ -119,6 +121,23 @@ def test_layer_by_layer_equals_one_sample_at_a_time(name: str, monkeypatch: pyte
         torch.testing.assert_close(found(model, f), reference, rtol=1e-5, atol=1e-7)
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["attention", "layers", "scaled"])
+def test_the_gradient_of_each_timestep_has_length_1_before_the_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scaled().double() if name == "scaled" else MODELS[name]()
+    reference = expected(model, "mean", normalized=True)
+    for rows in (1, 4, 100):
+        monkeypatch.setattr(per_sample, "_LARGEST_PASS", rows)
+        torch.testing.assert_close(found(model, "mean", normalized=True), reference, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_of_0_adds_nothing() -> None:
+    model = Scaled().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert not found(model, "mean-squared-l2-norm", normalized=True).any()
 
 
 def test_a_parameter_that_no_layer_uses_is_not_forgotten() -> None:

@@ -45,6 +45,17 @@ def test_either_form_equals_the_primal_formula(
     assert np.abs(ridge.norms.numpy() / lengths - 1).max() < 1e-12
 
 
+@pytest.mark.parametrize(("num_train", "dimensions"), [(30, 80), (80, 30)])
+@pytest.mark.parametrize("regularization", [1e-4, 0.1])
+def test_leverages_equal_the_diagonal_of_the_hat_matrix(num_train: int, dimensions: int, regularization: float) -> None:
+    train = random_features(num_train, dimensions, 0, 3)
+    found = Ridge(train, regularization, CPU).leverages().numpy()
+    hat, _ = primal(train, train, regularization)
+    assert np.abs(found - np.diag(hat)).max() < 1e-10
+    assert (found < 1).all()
+    assert (found >= 0).all()
+
+
 def test_the_scale_of_features_does_not_change_rankings() -> None:
     train, queries = random_features(20, 50, 0), random_features(4, 50, 1)
     scores = Ridge(train, 0.1, CPU).scores(queries)

@@ -10,7 +10,7 @@ from attribench import load_method
 from attribench.gradients.search import REGULARIZATIONS
 
 
-@pytest.mark.parametrize("name", ["trak", "dtrak", "relative-influence", "renormalized-influence"])
+@pytest.mark.parametrize("name", ["trak", "dtrak", "das", "relative-influence", "renormalized-influence"])
 def test_the_best_regularization_output_and_number_of_timesteps_are_found(name: str) -> None:
     cls = load_method(name)
 
@@ -30,3 +30,13 @@ def test_the_best_regularization_output_and_number_of_timesteps_are_found(name: 
 def test_similarities_try_the_published_numbers_of_timesteps(name: str) -> None:
     cls = load_method(name)
     assert cls.search(lambda options: float(options["num_timesteps"]), {}) == {"num_timesteps": 100}
+
+
+def test_the_damping_of_a_curvature_and_then_the_number_of_timesteps_are_found() -> None:
+    cls = load_method("ekfac")
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        cls(**options)  # every candidate is valid
+        return -abs(math.log10(options["damping"] / 0.01)) + 0.5 * (options.get("num_timesteps") == 100)
+
+    assert cls.search(evaluate, {"num_timesteps": 10}) == {"damping": 0.01, "num_timesteps": 100}

@@ -20,6 +20,7 @@ from attribench.diffusion.noise import NoiseSchedule
 from attribench.embeddings import clip_models
 from attribench.embeddings import image_embedder as embeddings
 from attribench.embeddings.image_embedder import ImageEmbedder
+from attribench.embeddings.weights import fetch
 from attribench.errors import AttribenchError, UsageError
 from attribench.method import score, start
 from attribench.methods.clip import CLIP
@@ -59,6 +60,10 @@ def reference_embeddings(images: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.stack(rows)
 
 
+def embedder(model: str, checkpoint: str) -> ImageEmbedder:
+    return ImageEmbedder(clip_models.find_model(model, "openai", own_weights=True), checkpoint)
+
+
 def images(count: int, seed: int, channels: int = 3) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, channels, 8, 12), generator=generator, dtype=torch.uint8)
@@ -83,9 +88,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
-    clip_models._fetch.cache_clear()
+    fetch.cache_clear()
     yield
-    clip_models._fetch.cache_clear()
+    fetch.cache_clear()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -113,17 +118,17 @@ def test_conforms(kind: str, tiny: dict[str, Any]) -> None:
 def test_a_state_dict_gives_what_safetensors_give(file: str, tiny: dict[str, Any]) -> None:
     pixels, device = images(3, 0).images, torch.device("cpu")
     other = Path(tiny["checkpoint"]).with_name(file)
-    expected = ImageEmbedder(**tiny).embed(pixels, device)
-    assert torch.equal(ImageEmbedder(tiny["model"], checkpoint=str(other)).embed(pixels, device), expected)
+    expected = embedder(**tiny).embed(pixels, device)
+    assert torch.equal(embedder(tiny["model"], checkpoint=str(other)).embed(pixels, device), expected)
     # and by a name that open_clip knows
-    assert torch.equal(ImageEmbedder("tiny-clip", checkpoint=str(other)).embed(pixels, device), expected)
+    assert torch.equal(embedder("tiny-clip", checkpoint=str(other)).embed(pixels, device), expected)
 
 
 def test_pre_processing_of_a_hub_configuration_is_used(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = tmp_path / "open_clip_config.json"
     plain = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     config.write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": plain}))
-    transform = ImageEmbedder(str(config), checkpoint=tiny["checkpoint"])._loaded[1]
+    transform = embedder(str(config), checkpoint=tiny["checkpoint"])._loaded[1]
     grey = Image.new("RGB", (8, 12), (255, 0, 51))
     assert torch.allclose(transform(grey)[:, 0, 0], torch.tensor([2.0, -2.0, -1.2]))
 
@@ -175,7 +180,7 @@ def test_embeddings_of_train_images_are_computed_once(
     second = started(train, tmp_path, similarity="dot", batch_size=1, **tiny)
     assert seen == [4, 4, 0, 3]
     assert torch.equal(first._train, second._train)
-    whole = embed(ImageEmbedder(**tiny), train.images, torch.device("cpu"))
+    whole = embed(embedder(**tiny), train.images, torch.device("cpu"))
     assert torch.allclose(first._train, whole, rtol=1e-5, atol=1e-6)  # the batch shows in the last bits
 
     changed = train.images.clone()
@@ -250,9 +255,9 @@ def test_a_failing_network_is_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cached_weights_are_used(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: tiny["checkpoint"])
-    clip_models._fetch.cache_clear()
+    fetch.cache_clear()
     assert CLIP().skip_reason(make_context(images(2, 0), tmp_path)) is None
-    clip_models._fetch.cache_clear()
+    fetch.cache_clear()
 
 
 @pytest.mark.parametrize(

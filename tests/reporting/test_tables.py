@@ -143,6 +143,8 @@ def test_what_is_found_says_what_is_best_of_each_kind() -> None:
         "Of the methods that look at data alone, nda is best (50.0 [40.0, 60.0] on validation queries and 40.0 [30.0, 50.0] "
         "on generation queries). Judged by 24 retrained models on random parts of 500 train images."
     )
+    (strict,) = boards([record.model_copy(update={"protocol": "strict"}) for record in board.records])
+    assert finding(strict).endswith("Judged by 12 retrained models on random parts of 500 train images.")
 
 
 @pytest.mark.parametrize(

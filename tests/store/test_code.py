@@ -14,7 +14,7 @@ from attribench.configuration.resolution import MethodConfig
 from attribench.data import folders
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.embeddings import image_embedder as embeddings
-from attribench.gradients import features
+from attribench.gradients import ekfac, features, residuals
 from attribench.method import Access
 from attribench.registry import METHODS
 from attribench.store import code as identity
@@ -183,7 +183,9 @@ BESIDE = {
 @pytest.mark.parametrize(
     ("file", "decisive"),
     [
-        ("gradients/features.py", features._DECISIVE),
+        ("gradients/features.py", features.DECISIVE),
+        ("gradients/residuals.py", residuals._DECISIVE),
+        ("gradients/ekfac.py", ekfac._DECISIVE),
         ("embeddings/image_embedder.py", embeddings._DECISIVE),
         ("data/folders.py", {*folders._DECISIVE, "data/image_sets.py"}),
     ],

@@ -15,6 +15,7 @@ from attribench.reporting.boards import Board
 from attribench.reporting.compute import Comparison
 from attribench.reporting.counterfactual_tables import MEASURES
 from attribench.reporting.figures.style import ACCESS_COLOURS, ACCESS_MARKERS, COLOURS, MUTED, styled
+from attribench.reporting.retrainings import Yardstick
 from attribench.settings import QUERY_SETS
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_LOOKS_AT = {"DATA": "data alone", "MODEL": "the model", "CHECKPOINTS": "checkpoints", "UNKNOWN": "unknown"}
+_LOOKS_AT = {
+    "DATA": "data alone",
+    "MODEL": "the model",
+    "CHECKPOINTS": "checkpoints",
+    "RETRAINED": "retrained models",
+    "UNKNOWN": "unknown",
+}
 
 
 def lds_by_method(board: Board) -> Figure:
@@ -220,6 +227,57 @@ def compute_against_lds(comparison: Comparison) -> Figure:
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.suptitle(_title(comparison.first), fontsize=9)
     return figure
+
+
+def retrainings(yardstick: Yardstick) -> Figure:
+    """The LDS of what learns from retrained models, by their number; a line a method at its LDS."""
+    measured = yardstick.measured
+    with styled():
+        figure = _figure(7.2, max(3.4, 1.2 + 0.17 * len(measured)))
+        panels = figure.subplots(1, len(yardstick.query_sets), sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, yardstick.query_sets, strict=True):
+            _grid(axes, "y")
+            curve = yardstick.curve(name)
+            for record in measured:
+                if name in record.results:
+                    axes.axhline(
+                        100 * record.results[name].lds, color=ACCESS_COLOURS[record.access], linewidth=0.8, alpha=0.7
+                    )
+            errors = [[100 * (r.lds - r.low) for _, r in curve], [100 * (r.high - r.lds) for _, r in curve]]
+            axes.errorbar(
+                [number for number, _ in curve], [100 * result.lds for _, result in curve], yerr=errors, fmt="v-",
+                color=ACCESS_COLOURS["RETRAINED"], markersize=4, linewidth=1.3, capsize=2,
+            )  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.set_xticks([number for number, _ in curve], [str(number) for number, _ in curve], minor=False)
+            axes.minorticks_off()
+            axes.set(xlabel="retrained models it learns from", title=f"{name} queries")
+        panels[0].set_ylabel("LDS × 100")
+        name = yardstick.query_sets[-1]
+        shown = sorted((r for r in measured if name in r.results), key=lambda record: record.results[name].lds)
+        places = _spread([100 * record.results[name].lds for record in shown], *panels[-1].get_ylim())
+        for record, place in zip(shown, places, strict=True):
+            panels[-1].annotate(
+                record.method, (1.0, 100 * record.results[name].lds), (1.04, place),
+                xycoords=panels[-1].get_yaxis_transform(), textcoords=panels[-1].get_yaxis_transform(), fontsize=6,
+                va="center", color=ACCESS_COLOURS[record.access],
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": MUTED, "relpos": (0.0, 0.5)},
+            )  # fmt: skip
+        figure.suptitle(f"{yardstick.sweep.method}: {_title(yardstick.sweep)}", fontsize=9)
+    return figure
+
+
+def _spread(values: Sequence[float], low: float, high: float) -> list[float]:
+    """Places for labels beside ascending values, a line of text apart, within an axis."""
+    gap = (high - low) / max(18, len(values))
+    places: list[float] = []
+    for value in values:
+        places.append(max(value, places[-1] + gap) if places else value)
+    ceiling = high
+    for number in reversed(range(len(places))):
+        places[number] = ceiling = min(places[number], ceiling)
+        ceiling -= gap
+    return places
 
 
 def counterfactual_boxes(group: Sequence[CounterfactualRecord]) -> Figure:

@@ -24,6 +24,7 @@ from attribench.reporting.collection import (
     counterfactual_drawings,
     folder,
     gallery_size,
+    retrainings_drawing,
     sweep_drawing,
 )
 from attribench.reporting.compute import comparisons
@@ -31,7 +32,8 @@ from attribench.reporting.counterfactual_tables import counterfactual_tables, ro
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
-from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, leaderboard, notes, preset_notes
+from attribench.reporting.retrainings import yardsticks
+from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, best_lds, leaderboard, notes, preset_notes, rivals
 from attribench.settings import QUERY_SETS
 
 
@@ -112,6 +114,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "sweeps": parts.drawn(
             [
                 *(compute_drawing(comparison) for comparison in comparisons(setting.sweeps)),
+                *(retrainings_drawing(yardstick) for yardstick in yardsticks([board] if board else [], setting.sweeps)),
                 *(sweep_drawing(sweep) for sweep in setting.sweeps),
             ]
         ),
@@ -177,10 +180,9 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
     result: QuerySetResult | None = record.results.get(query_set)
     if result is None:
         return None
-    best = max(other.results[query_set].lds for other in board.records if query_set in other.results)
     mark = ""
-    if len(board.records) > 1:
-        mark = "best" if result.lds == best else ""
+    if len(board.records) > 1 and rivals(record, query_set):
+        mark = "best" if result.lds == best_lds(board, query_set) else ""
         if not mark and board.tested(query_set) and record.method in board.best[query_set]:
             mark = "tied"
 

@@ -1,0 +1,233 @@
+"""What a change of the weights does to the train images' losses, under noise that stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attribench.computing.cost import measure
+from attribench.computing.device import exact_float32
+from attribench.computing.seeding import derive_seed
+from attribench.data import to_unit_range
+from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
+from attribench.errors import AttribenchError, UsageError
+from attribench.gradients.features import model_digest
+from attribench.gradients.per_sample import Term
+from attribench.method import AttributionContext
+from attribench.store.artifacts import Spec, Staging
+from attribench.store.code import ROOT, source_hash
+
+#: A network's parameters by name.
+Weights = Mapping[str, Tensor]
+
+#: Whose noise an image gets: ``common``, the same for all images and for the query; ``own``.
+NoiseOwner = Literal["common", "own"]
+
+_KIND = "common-noise-losses"
+
+#: The files that decide the losses; relative to the package.
+_DECISIVE = (
+    "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+)  # fmt: skip
+
+#: Images of one forward pass, and of one backward pass: beyond it, they cost memory and gain no speed.
+_FORWARD_ROWS = {"cpu": 256, "cuda": 1024}
+_BACKWARD_ROWS = {"cpu": 64, "cuda": 128}
+
+#: Bytes of noise that are kept; what is more is drawn again for every change of the weights.
+_NOISE_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+
+
+class CommonNoiseLosses:
+    """The denoising losses of every train image at any weights, kept in the shared store.
+
+    The noise of an image at a timestep and draw is the same whatever the weights, so that it cancels out of a difference.
+
+    Args:
+        context: of the method that asks; it needs ``Access.MODEL`` at least.
+        model: the target model, as the context gave it; the architecture, and where weights are changed from.
+        terms: the timesteps and draws of noise.
+        owner: ``common`` noise is the same for all images too, so that it also cancels out of their ranking.
+
+    Raises:
+        UsageError: there is no such owner.
+    """
+
+    def __init__(
+        self, context: AttributionContext, model: nn.Module, terms: Sequence[Term], owner: NoiseOwner = "common"
+    ) -> None:
+        self._context, self._terms, self._owner = context, list(terms), check_owner(owner)
+        self._model = model
+        self._shared = context.shared_store()
+        self._spec: Spec = {
+            "code": source_hash(*(ROOT / name for name in _DECISIVE)),
+            "weights": model_digest(model),
+            "seed": context.seed,
+            "images": context.train.content_hash,
+            "timesteps_and_draws": self._terms,
+            "noise": owner,
+        }
+
+    @property
+    def passes(self) -> int:
+        """Forward passes (images) at every change of the weights."""
+        return len(self._terms) * len(self._context.train)
+
+    def at_target(self) -> Tensor:
+        """The losses at the target model: ``(num_terms, num_train)`` of its type, each at least 0."""
+        parameters = {name: value.detach() for name, value in self._model.named_parameters()}
+        return self.at({}, lambda: parameters)
+
+    def at(self, change: Spec, weights: Callable[[], Weights]) -> Tensor:
+        """The losses at other weights, per-pixel means of squared errors: ``(num_terms, num_train)`` of the model's type.
+
+        Args:
+            change: identifies how the weights come from the target model; {} for its own.
+            weights: makes them; called only where the losses are not in the store.
+
+        Raises:
+            AttribenchError: a loss is not finite: the weights were moved too far.
+        """
+
+        def build(staging: Staging) -> None:
+            with measure(self._context.device) as cost:
+                losses = self._losses(weights())
+            if not torch.isfinite(losses).all():
+                raise AttribenchError("The losses of train images are not finite: the weights were moved too far.")
+            staging.save_tensors("losses", {"losses": losses})
+            staging.note(peak_bytes=cost.peak_bytes)
+
+        return self._shared.get_or_create(_KIND, {**self._spec, "change": change}, build).load_tensors("losses")[
+            "losses"
+        ]
+
+    @torch.inference_mode()
+    def _losses(self, weights: Weights) -> Tensor:
+        device, images = self._context.device, len(self._context.train)
+        buffers = dict(self._model.named_buffers())
+        clean = self._clean
+        result = torch.empty(len(self._terms), images, dtype=clean.dtype)
+        rows = _limit(_FORWARD_ROWS, device)
+        with exact_float32(), sdpa_kernel(SDPBackend.MATH):
+            for number, (timestep, _) in enumerate(self._terms):
+                noise = self._noise(number)
+                for begin in range(0, images, rows):
+                    some = noise[begin : begin + rows]
+                    noisy = self._context.schedule.add_noise(clean[begin : begin + rows], some, timestep)
+                    steps = torch.full((len(noisy),), timestep, device=device)
+                    predicted = functional_call(self._model, (dict(weights), buffers), (noisy, steps)).sample
+                    errors = (predicted - some).square().flatten(1).mean(1)
+                    result[number, begin : begin + rows] = errors.cpu()
+        return result
+
+    @cached_property
+    def _clean(self) -> Tensor:
+        first = next(self._model.parameters())
+        return to_unit_range(self._context.train_images).to(self._context.device, first.dtype)
+
+    def _noise(self, number: int) -> Tensor:
+        """The noise of every image at a term, kept where it fits."""
+        if number not in self._kept:
+            noise = self._draw(number)
+            each = noise.nbytes // (len(noise) if self._owner == "common" else 1)
+            if (len(self._kept) + 1) * each > _limit(_NOISE_BYTES, self._context.device):
+                return noise
+            self._kept[number] = noise
+        return self._kept[number]
+
+    @cached_property
+    def _kept(self) -> dict[int, Tensor]:
+        return {}
+
+    def _draw(self, number: int) -> Tensor:
+        timestep, draw = self._terms[number]
+        shape = tuple(self._clean.shape[1:])
+        names = [COMMON] if self._owner == "common" else self._context.train.ids
+        noise = sample_noise_batch(noise_seed(self._context), names, timestep, draw, shape).to(self._clean)
+        return noise.expand(len(self._clean), *shape)
+
+
+#: What common noise is a function of in place of an image's name, which is never empty.
+COMMON = ""
+
+
+def noise_seed(context: AttributionContext) -> int:
+    """The seed that, with a name, a timestep and a draw, decides the noise that train images get."""
+    return derive_seed(context.seed, "common noise")
+
+
+def check_owner(owner: str) -> NoiseOwner:
+    """Insist on an owner of noise that there is.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if owner not in get_args(NoiseOwner):
+        raise UsageError(f"noise must be 'common' or 'own'; got {owner!r}.")
+    return cast(NoiseOwner, owner)
+
+
+def mean_loss_and_gradient(
+    model: nn.Module, weights: Weights, noisy: Tensor, noise: Tensor, timesteps: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean denoising loss over rows, and its gradient, by ordinary backward passes.
+
+    Args:
+        model: the architecture and its buffers.
+        weights: where to take the gradient.
+        noisy: ``(B, C, H, W)``, on the model's device.
+        noise: what the network is to predict, likewise.
+        timesteps: int ``(B,)``.
+
+    Returns:
+        A scalar, and gradients by name, of the weights' shapes.
+    """
+    buffers = dict(model.named_buffers())
+    leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    total = torch.zeros((), dtype=torch.float64, device=noisy.device)
+    gradients = {name: torch.zeros_like(value) for name, value in weights.items()}
+    rows = _limit(_BACKWARD_ROWS, noisy.device)
+    with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        for begin in range(0, len(noisy), rows):
+            part = slice(begin, begin + rows)
+            predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part])).sample
+            loss = (predicted - noise[part]).square().flatten(1).mean(1).sum() / len(noisy)
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            total += loss.detach()
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    gradients[name] += gradient
+    return total, gradients
+
+
+def noisy_rows(
+    image: Tensor, name: str, terms: Sequence[Term], seed: int, schedule: NoiseSchedule, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One image under the noise of every term.
+
+    Args:
+        image: uint8 ``(C, H, W)``.
+        name: the noise is a function of (seed, name, timestep, draw).
+        like: of the type and on the device that the network works with.
+
+    Returns:
+        Noisy images and noise, ``(num_terms, C, H, W)``, and timesteps ``(num_terms,)``.
+    """
+    clean = to_unit_range(image).to(like)
+    shape = tuple(clean.shape)
+    noise = torch.cat([sample_noise_batch(seed, [name], timestep, draw, shape) for timestep, draw in terms]).to(like)
+    noisy = torch.stack(
+        [schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, terms, strict=True)]
+    )
+    return noisy, noise, torch.tensor([timestep for timestep, _ in terms], device=like.device)
+
+
+def _limit(limits: Mapping[str, int], device: torch.device) -> int:
+    return limits.get(device.type, limits["cpu"])

@@ -1,0 +1,118 @@
+"""Fine-tune influence: which train images' losses rise most when the model is trained away from the query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attribench.computing.seeding import derive_seed
+from attribench.data import to_unit_range
+from attribench.diffusion.noise import NUM_TIMESTEPS
+from attribench.errors import UsageError
+from attribench.gradients.common_noise import (
+    COMMON,
+    NoiseOwner,
+    Weights,
+    mean_loss_and_gradient,
+    noise_seed,
+    noisy_rows,
+)
+from attribench.gradients.loss_change import LossChangeMethod, check_positive, evenly_spaced
+from attribench.registry import register_method
+
+#: The expected loss of a network that predicts no noise at all: nothing is left to unlearn beyond it.
+_NULL_LOSS = 1.0
+
+
+@register_method("fine-tune")
+class FineTune(LossChangeMethod):
+    """Fine-tune influence: the relative rise of a train image's loss after a few steps up the query's (after arXiv 2605.17938).
+
+    Each step of plain stochastic gradient *ascent*, θ ← θ + η·∇L(q), averages the gradient over a batch of timesteps and noise;
+    score(n) = (L(n; θ') − L(n; θ)) / L(n; θ), losses averaged over timesteps and draws of noise that are the same before and
+    after. A train image whose loss rises most is the strongest proponent. A step that would make the query's loss as large as
+    that of a network that predicts no noise at all is not taken, and is the last.
+
+    It is our reading, and not MUCS itself. In common with that method, as its authors' code has it, are ascent that is bounded
+    by the loss of a network that knows nothing, noise that is the same for both models and for all images, and a normalised
+    change. MUCS goes on until that bound, with the training's optimiser and on some of the layers, descends the loss of train
+    batches meanwhile, draws fresh noise at every step, and averages (L' − L)/(L' + L) over the draws of noise.
+
+    Args:
+        steps: how many.
+        learning_rate: η.
+        noise_batch: (timestep, draw of noise)s that a step averages the gradient over.
+        fresh_noise: every step draws timesteps and noise anew, as training does; otherwise steps go in turn through those at
+            which losses are taken, all of them at a time where ``noise_batch`` allows.
+        num_timesteps: the train images' losses are averaged over so many evenly spaced timesteps. A query costs one forward
+            pass for each of them, draw of noise and train image.
+        noise_draws: and over so many draws of noise at every timestep.
+        noise: ``common``: query and train images get the same at a timestep and draw; ``own``: each image its own.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (3e-4, 1e-3, 3e-3)}
+
+    def __init__(
+        self,
+        steps: int = 10,
+        learning_rate: float = 1e-3,
+        noise_batch: int = 64,
+        fresh_noise: bool = False,
+        num_timesteps: int = 10,
+        noise_draws: int = 1,
+        noise: NoiseOwner = "common",
+    ) -> None:
+        super().__init__(evenly_spaced(num_timesteps, noise_draws), noise)
+        check_positive(learning_rate=learning_rate)
+        for name, value in (("steps", steps), ("noise_batch", noise_batch)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1; got {value}.")
+        self._steps, self._rate, self._batch, self._fresh = steps, learning_rate, noise_batch, fresh_noise
+
+    def options(self) -> Mapping[str, Any]:
+        """What the changed weights depend on, apart from the query and the target model."""
+        return {
+            "steps": self._steps,
+            "learning_rate": self._rate,
+            "noise_batch": self._batch,
+            "fresh_noise": self._fresh,
+        }
+
+    def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
+        """A few steps up the query's loss."""
+        before = weights
+        for step in range(self._steps + 1):
+            loss, gradients = mean_loss_and_gradient(model, weights, *self._rows(image, name, step, weights))
+            if not loss < _NULL_LOSS:
+                return before
+            if step < self._steps:
+                before = weights
+                weights = {key: value + self._rate * gradients[key] for key, value in weights.items()}
+        return weights
+
+    def _rows(self, image: Tensor, name: str, step: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        """The query under a step's batch of noise: noisy images, noise, timesteps."""
+        context, like = self.context, next(iter(weights.values()))
+        if not self._fresh:
+            count = len(self._terms)
+            terms = [self._terms[(step * self._batch + i) % count] for i in range(min(self._batch, count))]
+            owner = COMMON if self._noise == "common" else name
+            return noisy_rows(image, owner, terms, noise_seed(context), context.schedule, like)
+        clean = to_unit_range(image).to(like)
+        generator = torch.Generator().manual_seed(derive_seed(context.seed, "fine-tune", name, step))
+        timesteps = torch.randint(NUM_TIMESTEPS, (self._batch,), generator=generator)
+        noise = torch.randn((self._batch, *clean.shape), generator=generator).to(like)
+        alpha_bar = context.schedule.alpha_bar[timesteps][:, None, None, None].to(like)
+        noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+        return noisy, noise, timesteps.to(like.device)
+
+    def compare(self, before: Tensor, after: Tensor) -> Tensor:
+        """The rise of every train image's mean loss, as a share of it."""
+        base = before.mean(0)
+        return (after.mean(0) - base) / base.clamp(min=torch.finfo(base.dtype).tiny)
