@@ -79,6 +79,7 @@ wheel: $(VENV)/ready
 	cd build/wheel/empty && ../venv/bin/attribench list
 	cd build/wheel/empty && ../venv/bin/attribench run --method nda,pixel-cosine,random --dataset digits
 	build/wheel/venv/bin/python tests/same_results.py build/wheel/empty/results results
+	rm -rf build/wheel
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
