@@ -34,8 +34,9 @@ class MethodConfig:
 
     Attributes:
         name: the row's name before changed options are added.
-        changed: options the caller set by hand.
+        changed: options the caller set by hand, to another value than the configured one.
         tuned_on: which data the shipped options were chosen on; empty if nothing was tuned.
+        fixed: names of all options the caller set by hand; ``attribench tune`` leaves them as they are.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MethodConfig:
     options: dict[str, Any]
     changed: dict[str, Any] = field(default_factory=dict)
     tuned_on: str = ""
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     touched = {key: options[key] for key in changed if options[key] != given.get(key)}
     where = base.tuned_on.get(row if own else registered) or {}
     tuned_on = where.get(preset, "") if tuned or own else ""
-    return MethodConfig(row, cls, options, touched, tuned_on)
+    return MethodConfig(row, cls, options, touched, tuned_on, tuple(sorted(changed)))
 
 
 def all_methods() -> tuple[list[str], dict[str, str]]:

@@ -91,12 +91,12 @@ def _known_early(config: MethodConfig, experiment: Experiment) -> bool:
 
 
 def check_grid(config: MethodConfig) -> None:
-    """Make every combination of a method's search space once.
+    """Make every combination of a method's search space, without what the caller set, once.
 
     Raises:
         UsageError: the method refuses one of them.
     """
-    space: dict[str, Sequence[Any]] = dict(config.cls.search_space)
+    space: dict[str, Sequence[Any]] = {k: v for k, v in config.cls.search_space.items() if k not in config.fixed}
     for values in itertools.product(*space.values()):
         options = {**config.options, **dict(zip(space, values, strict=True))}
         config.cls(**typed(config.cls, "method", options))

@@ -32,17 +32,29 @@ from attribench.workflows.scoring import Scoring, make_context, require
 
 @dataclass(frozen=True)
 class _Evaluator:
-    """Gives the mean LDS of options on the choosing data; every score it computes stays in the store."""
+    """Gives the mean LDS of options on the choosing data; every score it computes stays in the store.
+
+    Options that the caller set by hand keep their value, and what is then the same is evaluated once.
+    """
 
     experiment: Experiment
     config: MethodConfig
     data: Evaluation
     trials: list[Trial]
     progress: Progress
+    own_search: bool
 
     def __call__(self, options: Mapping[str, Any]) -> float:
-        values = typed(self.config.cls, "method", {**self.config.options, **options})
-        config = replace(self.config, options=values, changed=dict(options))
+        if self.own_search and (held := sorted(set(options) & set(self.config.fixed))):
+            raise UsageError(
+                f"{self.config.name} searches its options together, {held[0]} among them: leave --method.{held[0]} away."
+            )
+        given = {name: value for name, value in options.items() if name not in self.config.fixed}
+        values = typed(self.config.cls, "method", {**self.config.options, **given})
+        for trial in self.trials:
+            if trial.options == json_value(values):
+                return trial.lds
+        config = replace(self.config, options=values, changed=given)
         method = config.cls(**values)
         context = make_context(self.experiment, method, config)
         require(method, self.config.name, context)
@@ -78,10 +90,11 @@ def tune(
         _ = experiment.halves  # too few to halve is known before any work
     experiment.prepare()
     data = _choosing(experiment, protocol)
-    evaluate = _Evaluator(experiment, method, data, [], progress)
+    evaluate = _Evaluator(experiment, method, data, [], progress, _has_own_search(method))
     found = method.cls.search(evaluate, method.options)
-    options = typed(method.cls, "method", {**method.options, **found})
-    lds = evaluate(options)
+    chosen = {name: value for name, value in found.items() if name not in method.fixed}
+    options = typed(method.cls, "method", {**method.options, **chosen})
+    lds = evaluate(chosen)
     choice = Choice(
         dataset=experiment.label,
         preset=config.preset,
@@ -104,11 +117,15 @@ def check_tunable(method: MethodConfig) -> None:
     Raises:
         UsageError: there is not, or it does not.
     """
-    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
+    own_search = _has_own_search(method)
     if not method.cls.search_space and not own_search:
         raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
     if not own_search:
         check_grid(method)
+
+
+def _has_own_search(method: MethodConfig) -> bool:
+    return bool(method.cls.search.__func__ is not AttributionMethod.search.__func__)  # type: ignore[attr-defined]
 
 
 def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:

@@ -14,6 +14,7 @@ from attribench import Access, AttributionMethod, Queries
 from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
+from attribench.method import Evaluate
 from attribench.settings import Runtime, Settings
 from attribench.workflows.benchmark import run
 from attribench.workflows.opening import open_experiment
@@ -114,6 +115,35 @@ def test_a_method_without_a_search_space_says_so(config: Config, runtime: Runtim
 
     with pytest.raises(UsageError, match="nothing to tune"):
         tune(config, MethodConfig("plain", Plain, {}), runtime, tmp_path, "standard", silent_progress)
+
+
+@pytest.mark.usefixtures("planted")
+def test_what_the_caller_set_is_not_searched(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Two(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {"scale": [1.0, 2.0], **Oracle.search_space}
+
+        def __init__(self, right_for: str = "reporting", scale: float = 1.0) -> None:
+            super().__init__(right_for)
+
+    free = MethodConfig("two", Two, {"right_for": "choosing", "scale": 2.0})
+    choice, _ = tune(config, free, runtime, tmp_path, "strict", silent_progress)
+    assert choice.options == {"right_for": "choosing", "scale": 1.0}
+    assert len(choice.trials) == 4
+    held = replace(free, options={"right_for": "reporting", "scale": 2.0}, fixed=("right_for",))
+    choice, _ = tune(config, held, runtime, tmp_path, "strict", silent_progress)
+    assert choice.options == {"right_for": "reporting", "scale": 1.0}
+    assert [trial.options["scale"] for trial in choice.trials] == [1.0, 2.0]
+
+
+def test_options_that_are_searched_together_cannot_be_held(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Own(Oracle):
+        @classmethod
+        def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
+            return max(({"right_for": half} for half in ("reporting", "choosing")), key=evaluate)
+
+    method = MethodConfig("own", Own, {"right_for": "choosing"}, fixed=("right_for",))
+    with pytest.raises(UsageError, match="leave --method.right_for away"):
+        tune(config, method, runtime, tmp_path, "standard", silent_progress)
 
 
 def test_the_default_search_is_the_full_grid_and_takes_the_first_of_equals() -> None:
