@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from attribench.store.shared import SharedStore
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where features lie.
+
+    Attributes:
+        shared: the store.
+        chunks: what identifies each chunk of them: the digests of what it is the sum of, and the number of terms.
+    """
+
+    shared: SharedStore
+    chunks: list[tuple[list[str], int]]
 
 
 class FeatureSet:
@@ -14,10 +30,18 @@ class FeatureSet:
     Attributes:
         num_samples: N.
         dimensions: D.
+        origin: where they were found; None if they are in no store.
     """
 
-    def __init__(self, loaders: Sequence[Callable[[], Tensor]], num_samples: int, dimensions: int) -> None:
+    def __init__(
+        self,
+        loaders: Sequence[Callable[[], Tensor]],
+        num_samples: int,
+        dimensions: int,
+        origin: Origin | None = None,
+    ) -> None:
         self._loaders = loaders
+        self.origin = origin
         self.num_samples, self.dimensions = num_samples, dimensions
 
     @classmethod

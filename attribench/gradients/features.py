@@ -18,7 +18,7 @@ from attribench.data import ImageSet
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
 from attribench.gradients.factored import FactoredProjection
-from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.feature_set import FeatureSet, Origin
 from attribench.gradients.kronecker import kronecker_layers
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import output_function
@@ -96,11 +96,12 @@ class GradientFeatures:
                 raise AttribenchError(reason)
         passes = sum(len(part.images) * len(part.terms) for part in plan.missing)
         with self._context.progress.task(f"gradients of {self._options.f} on {len(images)} images", passes) as task:
-            loaders = []
+            loaders, chunks = [], []
             for parts in plan.chunks:
                 made = [self._shared.get_or_create(_KIND, part.spec, self._builder(plan, part, task)) for part in parts]
                 loaders.append(_mean(parts, made))
-        return FeatureSet(loaders, len(images), plan.projection.dim)
+                chunks.append(([artifact.digest for artifact in made], sum(len(part.terms) for part in parts)))
+        return FeatureSet(loaders, len(images), plan.projection.dim, Origin(self._shared, chunks))
 
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
         """Say why the features of ``images`` cannot be had here, or return None: for a method's ``skip_reason``.

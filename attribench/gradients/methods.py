@@ -27,7 +27,7 @@ class KernelMethod(AttributionMethod):
         f: the model output whose gradients are features; see :func:`attribench.gradients.outputs.output_function`.
         num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
-            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
+            ``identity`` up to 16 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
             ``factored``: each layer from two sides, as LoGra does.
         proj_dim: length of a projected gradient, with ``factored`` at most so long.
         regularization: λ as a share of the mean squared length of a train image's features; see
@@ -93,7 +93,7 @@ class SimilarityMethod(AttributionMethod):
     Args:
         num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         projection: of the gradients: ``identity`` (none), ``basic`` (CPU or GPU), ``cuda`` (trak's kernel), or ``auto``:
-            ``identity`` up to 8 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
+            ``identity`` up to 16 · proj_dim parameters, beyond it ``cuda`` where it works and ``basic`` elsewhere. Or
             ``factored``: each layer from two sides, as LoGra does.
         proj_dim: length of a projected gradient, with ``factored`` at most so long.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.

@@ -12,7 +12,7 @@ from attribench.errors import AttribenchError, UsageError, nearest
 ProjectionName = Literal["auto", "cuda", "basic", "identity", "factored"]
 
 #: ``auto`` leaves gradients as they are up to so many times the projected dimension.
-IDENTITY_FACTOR = 8
+IDENTITY_FACTOR = 16
 
 #: Bytes of the random matrix that are held at a time. All of it is 4 · parameters · proj_dim bytes: hundreds of
 #: gigabytes, or terabytes, for a common network.

@@ -16,6 +16,7 @@ from torch import Tensor
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.budget import shortage
 from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.inner_products import inner_products
 
 
 class Ridge:
@@ -50,17 +51,19 @@ class Ridge:
         )
         if reason is not None:
             raise AttribenchError(reason)
-        self.norms = torch.cat([self._float64(block).norm(dim=1).cpu() for block in train.blocks()])
+        self._kernel = inner_products(train, train, self._device) if self.dual else self._primal_kernel()
+        self.norms = self._lengths().cpu()
         mean_square = self.norms.square().mean().item()
         self.lam = regularization * mean_square if mean_square > 0 else 1.0  # all features are 0, and so is every score
-        self._kernel = self._dual_kernel() if self.dual else self._primal_kernel()
         regular = self._kernel.clone()
         regular.diagonal().add_(self.lam)
         self._factor: Tensor = torch.linalg.cholesky(regular)
 
     def scores(self, queries: FeatureSet) -> Tensor:
         """φ(x)ᵀH⁻¹φ(n): float64 ``(num_queries, num_train)`` on the CPU."""
-        return torch.cat([self._scores(self._float64(block)).cpu() for block in queries.blocks()])
+        if self.dual:
+            return self._solve(inner_products(queries, self._train, self._device).T).T.cpu()
+        return torch.cat([self._primal_scores(self._float64(block)).cpu() for block in queries.blocks()])
 
     def solution_norms(self) -> Tensor:
         """‖H⁻¹φ(n)‖: float64 ``(num_train,)`` on the CPU."""
@@ -83,27 +86,14 @@ class Ridge:
         )
         return torch.cat([columns.square().sum(0).cpu() for columns in solved])
 
-    def _scores(self, queries: Tensor) -> Tensor:
+    def _lengths(self) -> Tensor:
         if self.dual:
-            products = torch.cat([queries @ self._float64(block).T for block in self._train.blocks()], dim=1)
-            return self._solve(products.T).T
+            return self._kernel.diagonal().clamp(min=0).sqrt()
+        return torch.cat([self._float64(block).norm(dim=1) for block in self._train.blocks()])
+
+    def _primal_scores(self, queries: Tensor) -> Tensor:
         solved = self._solve(queries.T).T
         return torch.cat([solved @ self._float64(block).T for block in self._train.blocks()], dim=1)
-
-    def _dual_kernel(self) -> Tensor:
-        size = self._train.num_samples
-        kernel = torch.empty(size, size, dtype=torch.float64, device=self._device)
-        top = 0
-        for rows in self._train.blocks():
-            upper, left = self._float64(rows), 0
-            for columns in self._train.blocks():
-                if left >= top:
-                    product = upper @ self._float64(columns).T
-                    kernel[top : top + len(rows), left : left + len(columns)] = product
-                    kernel[left : left + len(columns), top : top + len(rows)] = product.T
-                left += len(columns)
-            top += len(rows)
-        return kernel
 
     def _primal_kernel(self) -> Tensor:
         size = self._train.dimensions

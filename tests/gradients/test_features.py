@@ -224,8 +224,8 @@ def test_the_random_matrix_is_made_in_blocks_that_fit(monkeypatch: pytest.Monkey
 
 def test_auto_keeps_small_gradients_and_projects_large_ones() -> None:
     cpu = torch.device("cpu")
-    assert Projection("auto", 8 * 64, 64, 0, cpu).name == "identity"
-    assert Projection("auto", 8 * 64 + 1, 64, 0, cpu).name == "basic"
+    assert Projection("auto", 16 * 64, 64, 0, cpu).name == "identity"
+    assert Projection("auto", 16 * 64 + 1, 64, 0, cpu).name == "basic"
     with pytest.raises(AttribenchError, match="use basic or auto"):
         Projection("cuda", 100, 512, 0, cpu)
 

@@ -112,7 +112,7 @@ def test_it_does_not_take_the_features_of_others(context: AttributionContext, qu
     scores_of(TRAK(**options), shared, queries)  # type: ignore[arg-type]
     count = len(list(context.store.artifacts()))
     scores_of(DAS(**options), shared, queries)  # type: ignore[arg-type]
-    assert len(list(context.store.artifacts())) == count + 3  # train images, queries, errors
+    assert len(list(context.store.artifacts())) == count + 5  # train images, queries, their inner products, errors
 
 
 def test_what_cannot_fit_is_a_reason_to_skip(context: AttributionContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_options_that_are_searched_together_cannot_be_held(config: Config, runti
             return max(({"right_for": half} for half in ("reporting", "choosing")), key=evaluate)
 
     method = MethodConfig("own", Own, {"right_for": "choosing"}, fixed=("right_for",))
-    with pytest.raises(UsageError, match="leave --method.right_for away"):
+    with pytest.raises(UsageError, match=r"leave --method\.right_for away"):
         tune(config, method, runtime, tmp_path, "standard", silent_progress)
 
 
