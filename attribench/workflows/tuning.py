@@ -8,7 +8,7 @@ and half of the subsets, reported on the other halves.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,15 @@ class _Evaluator:
     data: Evaluation
     trials: list[Trial]
     progress: Progress
-    own_search: bool
 
     def __call__(self, options: Mapping[str, Any]) -> float:
-        if self.own_search and (held := sorted(set(options) & set(self.config.fixed))):
-            raise UsageError(
-                f"{self.config.name} searches its options together, {held[0]} among them: leave --method.{held[0]} away."
-            )
         given = {name: value for name, value in options.items() if name not in self.config.fixed}
         values = typed(self.config.cls, "method", {**self.config.options, **given})
         for trial in self.trials:
             if trial.options == json_value(values):
                 return trial.lds
         config = replace(self.config, options=values, changed=given)
-        method = config.cls(**values)
+        method = self._make(values, sorted(set(options) - set(given)))
         context = make_context(self.experiment, method, config)
         require(method, self.config.name, context)
         scoring, queries, truth = (
@@ -69,6 +64,16 @@ class _Evaluator:
         self.trials.append(Trial(options=json_value(values), lds=lds))
         self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")
         return lds
+
+    def _make(self, values: Mapping[str, Any], held: Sequence[str]) -> AttributionMethod:
+        try:
+            return self.config.cls(**values)
+        except UsageError as error:
+            if not held:
+                raise
+            raise UsageError(
+                f"{self.config.name} searches {held[0]} together with others; leave --method.{held[0]} away. ({error})"
+            ) from error
 
 
 def tune(
@@ -90,7 +95,7 @@ def tune(
         _ = experiment.halves  # too few to halve is known before any work
     experiment.prepare()
     data = _choosing(experiment, protocol)
-    evaluate = _Evaluator(experiment, method, data, [], progress, _has_own_search(method))
+    evaluate = _Evaluator(experiment, method, data, [], progress)
     found = method.cls.search(evaluate, method.options)
     chosen = {name: value for name, value in found.items() if name not in method.fixed}
     options = typed(method.cls, "method", {**method.options, **chosen})
@@ -117,15 +122,11 @@ def check_tunable(method: MethodConfig) -> None:
     Raises:
         UsageError: there is not, or it does not.
     """
-    own_search = _has_own_search(method)
+    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
     if not method.cls.search_space and not own_search:
         raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
     if not own_search:
         check_grid(method)
-
-
-def _has_own_search(method: MethodConfig) -> bool:
-    return bool(method.cls.search.__func__ is not AttributionMethod.search.__func__)  # type: ignore[attr-defined]
 
 
 def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:

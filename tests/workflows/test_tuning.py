@@ -14,7 +14,7 @@ from attribench import Access, AttributionMethod, Queries
 from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
-from attribench.method import Evaluate
+from attribench.methods.nda import NDA
 from attribench.settings import Runtime, Settings
 from attribench.workflows.benchmark import run
 from attribench.workflows.opening import open_experiment
@@ -136,13 +136,9 @@ def test_what_the_caller_set_is_not_searched(config: Config, runtime: Runtime, t
 
 
 def test_options_that_are_searched_together_cannot_be_held(config: Config, runtime: Runtime, tmp_path: Path) -> None:
-    class Own(Oracle):
-        @classmethod
-        def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
-            return max(({"right_for": half} for half in ("reporting", "choosing")), key=evaluate)
-
-    method = MethodConfig("own", Own, {"right_for": "choosing"}, fixed=("right_for",))
-    with pytest.raises(UsageError, match=r"leave --method\.right_for away"):
+    options = {"timesteps": [100, 200], "patch_size": [3, 5], "low_resolution_patch_size": None}
+    method = MethodConfig("nda", NDA, options, fixed=("patch_size",))
+    with pytest.raises(UsageError, match=r"leave --method\.patch_size away"):
         tune(config, method, runtime, tmp_path, "standard", silent_progress)
 
 
