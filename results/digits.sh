@@ -14,10 +14,21 @@ done
 for method in nda ${converged//,/ }; do
   on tune --method $method --method.noise_draws 1 --protocol strict
 done
+for method in score-machine nda-plus; do
+  on tune --method $method
+done
+for method in das ekfac datainf; do
+  on tune --method $method --method.num_timesteps 10
+done
+for method in das-converged ekfac-converged; do
+  on tune --method $method --method.num_timesteps 100
+done
 
 # The board: each gradient method as published, with 10 timesteps, and where it has converged.
 on run --method "nda,pixel-cosine,pixel-dot,random,$published,datamodel,empirical-influence"
-on run --method "$converged,gradient-dot-converged,gradient-cosine-converged,tracincp-converged,gas-converged"
+on run --method "nda-converged,$converged,gradient-dot-converged,gradient-cosine-converged,tracincp-converged,gas-converged"
+on run --method score-machine,nda-plus,das,das-signed,ekfac,datainf,logra,unlearning,fine-tune
+on run --method nda-plus-converged,das-converged,ekfac-converged,datainf-converged
 on run --method "nda,$converged" --protocol strict --tuned
 
 # What more timesteps and draws of noise buy.
