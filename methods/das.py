@@ -23,8 +23,10 @@ class DAS(KernelMethod):
     timesteps.
 
     Checked against the authors' published programs (facts, no code of theirs): f, lengths of 1 before the average and the
-    projection, the residual as an average of roots, h, and the square. Our reading: gradients and residuals of several noise
-    seeds are averaged before the kernel is made (``noise_draws``); train images and queries have noise of their own.
+    projection, h, and the square. Their programs differ in the residual: the older one averages roots over timesteps, as is
+    done here; a later one first divides each timestep's roots by their length over all train images. Our reading: gradients
+    and residuals of several noise seeds are averaged before the kernel is made (``noise_draws``), and none over models;
+    train images and queries have noise of their own.
 
     Which way f moves is in the sign that the square drops. Scores are then at least 0: all train images are proponents, more
     or less.
@@ -56,5 +58,5 @@ class DAS(KernelMethod):
 
     def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
         """Multiply by residuals over 1 − leverage, and square."""
-        moved = scores * (self._residuals / (1 - ridge.leverages()))
+        moved = scores * (self._residuals / (1 - ridge.leverages))
         return moved if self._signed else moved.square()

@@ -19,4 +19,4 @@ class RelativeInfluence(KernelMethod):
 
     def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
         """Divide by how far the model moves."""
-        return divide(scores, ridge.solution_norms())
+        return divide(scores, ridge.solution_norms)

@@ -71,7 +71,7 @@ def _builder(
                 images.images, images.ids, terms, _ROWS // together, together, seed, context.schedule, like
             ):
                 errors = (model(some.noisy, some.timesteps).sample - some.noise).square().flatten(1).mean(1).sqrt()
-                total[some.images] += errors.double().view(len(some.terms), -1).sum(0).cpu()
+                total[some.images] += errors.cpu().double().view(len(some.terms), -1).sum(0)
                 report(float(len(errors)))
         if not torch.isfinite(total).all():
             raise AttribenchError(f"The model's errors on {images.ids[0]!r}…{images.ids[-1]!r} are not finite.")

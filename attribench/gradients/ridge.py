@@ -10,6 +10,9 @@ numbers; the first needs D × D entries, the second N × N.
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -65,6 +68,7 @@ class Ridge:
             return self._solve(inner_products(queries, self._train, self._device).T).T.cpu()
         return torch.cat([self._primal_scores(self._float64(block)).cpu() for block in queries.blocks()])
 
+    @cached_property
     def solution_norms(self) -> Tensor:
         """‖H⁻¹φ(n)‖: float64 ``(num_train,)`` on the CPU."""
         if self.dual:
@@ -75,6 +79,7 @@ class Ridge:
         columns = [self._solve(self._float64(block).T).norm(dim=0).cpu() for block in self._train.blocks()]
         return torch.cat(columns)
 
+    @cached_property
     def leverages(self) -> Tensor:
         """h(n) = φ(n)ᵀH⁻¹φ(n): float64 ``(num_train,)`` on the CPU, at least 0 and below 1."""
         if self.dual:
@@ -114,10 +119,10 @@ def check_regularization(regularization: float) -> None:
     """Refuse a regularization that no kernel can be made invertible with.
 
     Raises:
-        UsageError: it is not positive.
+        UsageError: it is not positive, or infinite: nothing but zeros would come out.
     """
-    if not regularization > 0:
-        raise UsageError(f"regularization must be positive; got {regularization}.")
+    if not (regularization > 0 and math.isfinite(regularization)):
+        raise UsageError(f"regularization must be positive and finite; got {regularization}.")
 
 
 def divide(scores: Tensor, norms: Tensor) -> Tensor:

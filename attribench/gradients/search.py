@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def check_damping(damping: float) -> None:
     """Refuse a damping that no curvature can be made invertible with.
 
     Raises:
-        UsageError: it is not positive.
+        UsageError: it is not positive, or infinite: nothing but zeros would come out.
     """
-    if not damping > 0:
-        raise UsageError(f"damping must be positive; got {damping}.")
+    if not (damping > 0 and math.isfinite(damping)):
+        raise UsageError(f"damping must be positive and finite; got {damping}.")

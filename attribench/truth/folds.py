@@ -34,6 +34,11 @@ def fold_of(subset: int, folds: int) -> int:
     return subset % folds
 
 
+def given(count: int, folds: int, fold: int) -> list[int]:
+    """The subsets whose models a method may see that is judged on ``fold``, by number: all others of ``count``."""
+    return [subset for subset in range(count) if fold_of(subset, folds) != fold]
+
+
 def ranks_within_folds(values: Tensor, subsets: Sequence[int], folds: int) -> Tensor:
     """Ranks of values among those of the same fold, scaled to 0…1: what one fold's models make of a query compares with
     nothing in another fold.

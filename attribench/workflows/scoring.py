@@ -26,7 +26,7 @@ from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
 from attribench.store.shared import SharedStore, Usage
 from attribench.truth.experiment import Experiment
-from attribench.truth.folds import fold_of, num_folds
+from attribench.truth.folds import given, num_folds
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
@@ -62,7 +62,7 @@ def _others(experiment: Experiment, fold: int) -> RetrainedModels | None:
         folds = num_folds(count)
     except UsageError:
         return None
-    kept = [subset for subset in range(count) if fold_of(subset, folds) != fold]
+    kept = given(count, folds, fold)
 
     def losses(queries: Queries) -> Tensor:
         numbers = {name: number for number, name in enumerate(experiment.query_ids(queries.name))}
@@ -250,13 +250,13 @@ class CrossFitted(Scoring):
         truth = "+".join(experiment.ground_truth(name).hash for name in experiment.query_sets)
         fold_methods = [method, *(config.cls(**config.options) for _ in range(1, folds))]
         contexts = [context, *(make_context(experiment, fold_methods[fold], config, fold) for fold in range(1, folds))]
+        # Which models were given is part of what the scores are: by another rule of folds they are others.
+        seen = [f"{truth} of {given(len(experiment.masks), folds, fold)}" for fold in range(folds)]
         self._folds = [
-            Scoring(
-                experiment.store, fold_methods[fold], config, contexts[fold], weights, f"{truth} without {fold}/{folds}"
-            )
+            Scoring(experiment.store, fold_methods[fold], config, contexts[fold], weights, seen[fold])
             for fold in range(folds)
         ]
-        super().__init__(experiment.store, method, config, context, weights, f"{truth} in {folds}")
+        super().__init__(experiment.store, method, config, context, weights, " + ".join(seen))
 
     def complete(self, query_sets: Mapping[str, Queries]) -> bool:
         return all(fold.complete(query_sets) for fold in self._folds)

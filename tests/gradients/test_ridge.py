@@ -40,7 +40,7 @@ def test_either_form_equals_the_primal_formula(
     assert ridge.dual == (num_train <= dimensions)
     scores, norms = primal(queries, train, regularization)
     assert np.abs(ridge.scores(queries).numpy() - scores).max() < 1e-10 * np.abs(scores).max()
-    assert np.abs(ridge.solution_norms().numpy() / norms - 1).max() < 1e-9
+    assert np.abs(ridge.solution_norms.numpy() / norms - 1).max() < 1e-9
     lengths = np.linalg.norm(train.load().double().numpy(), axis=1)
     assert np.abs(ridge.norms.numpy() / lengths - 1).max() < 1e-12
 
@@ -49,7 +49,7 @@ def test_either_form_equals_the_primal_formula(
 @pytest.mark.parametrize("regularization", [1e-4, 0.1])
 def test_leverages_equal_the_diagonal_of_the_hat_matrix(num_train: int, dimensions: int, regularization: float) -> None:
     train = random_features(num_train, dimensions, 0, 3)
-    found = Ridge(train, regularization, CPU).leverages().numpy()
+    found = Ridge(train, regularization, CPU).leverages.numpy()
     hat, _ = primal(train, train, regularization)
     assert np.abs(found - np.diag(hat)).max() < 1e-10
     assert (found < 1).all()
@@ -66,12 +66,13 @@ def test_the_scale_of_features_does_not_change_rankings() -> None:
 def test_features_of_zero_have_scores_of_zero() -> None:
     zero = FeatureSet.of([torch.zeros(3, 5)])
     ridge = Ridge(zero, 0.1, CPU)
-    assert not divide(ridge.scores(random_features(2, 5, 0)), ridge.solution_norms()).any()
+    assert not divide(ridge.scores(random_features(2, 5, 0)), ridge.solution_norms).any()
 
 
-def test_regularization_must_be_positive() -> None:
-    with pytest.raises(UsageError, match="positive"):
-        Ridge(random_features(3, 5, 0), 0.0, CPU)
+@pytest.mark.parametrize("regularization", [0.0, -1.0, float("inf"), float("nan")])
+def test_regularization_must_be_positive_and_finite(regularization: float) -> None:
+    with pytest.raises(UsageError, match="positive and finite"):
+        Ridge(random_features(3, 5, 0), regularization, CPU)
 
 
 def test_a_kernel_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

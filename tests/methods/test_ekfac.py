@@ -257,7 +257,8 @@ def test_what_cannot_be_had_is_a_reason_to_skip(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"damping": 0.0}, "damping must be positive; got 0.0"),
+        ({"damping": 0.0}, "damping must be positive and finite; got 0.0"),
+        ({"damping": float("inf")}, "damping must be positive and finite; got inf"),
         ({"num_timesteps": 0}, "num_timesteps must lie in 1..1000; got 0"),
         ({"noise_draws": 0}, "noise_draws must be at least 1; got 0"),
         ({"f": "los"}, "Did you mean 'loss'"),

@@ -14,6 +14,7 @@ from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import MethodConfig, resolve
 from attribench.method import RetrainedModels
 from attribench.settings import QUERY_SETS, Runtime
+from attribench.truth import folds
 from attribench.truth.experiment import Experiment
 from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.opening import open_experiment
@@ -49,19 +50,21 @@ def test_each_fold_is_scored_without_its_own_models(experiment: Experiment) -> N
     assert not scoring.complete(queries)
     scores = scoring.scores(queries)
     assert scoring.complete(queries)
-    folds = torch.arange(64) % 4
+    fold_of = torch.arange(64) % 4
     for name, found in scores.items():
         truth = experiment.ground_truth(name)
         assert found.shape == (4, 100, 500)
         for fold in range(4):
-            others = folds != fold
+            others = fold_of != fold
             expected = -truth.outputs[others].T @ truth.masks[others].double()
             assert torch.allclose(found[fold], expected, rtol=1e-12)
         evaluation = Evaluation.of(experiment, name)
         per_query = evaluation.evaluate(found).per_query
-        predicted = [found[fold] @ truth.masks[folds == fold].double().T for fold in range(4)]
+        predicted = [found[fold] @ truth.masks[fold_of == fold].double().T for fold in range(4)]
         expected_lds = [
-            sum(spearmanr(predicted[fold][query], -truth.outputs[folds == fold, query]).statistic for fold in range(4))
+            sum(
+                spearmanr(predicted[fold][query], -truth.outputs[fold_of == fold, query]).statistic for fold in range(4)
+            )
             / 4
             for query in range(100)
         ]
@@ -70,4 +73,14 @@ def test_each_fold_is_scored_without_its_own_models(experiment: Experiment) -> N
     for models in Spy.given:
         assert len(models) == 48
     seen = {tuple(map(tuple, models.masks.tolist())) for models in Spy.given}
-    assert seen == {tuple(map(tuple, experiment.masks[folds != fold].tolist())) for fold in range(4)}
+    assert seen == {tuple(map(tuple, experiment.masks[fold_of != fold].tolist())) for fold in range(4)}
+
+
+def test_scores_by_another_rule_of_folds_are_not_taken(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment.prepare()
+    queries = {name: experiment.queries(name) for name in QUERY_SETS}
+    config, method = MethodConfig("spy", Spy, {}), Spy()
+    Scoring.of(experiment, method, config, make_context(experiment, method, config)).scores(queries)
+    monkeypatch.setattr(folds, "fold_of", lambda subset, count: subset * count // 64)
+    again = Scoring.of(experiment, method, config, make_context(experiment, method, config))
+    assert not again.complete(queries)
