@@ -69,11 +69,13 @@ def test_other_features_have_other_products(shared: SharedStore) -> None:
 
 
 def test_what_is_found_counts_as_used(shared: SharedStore) -> None:
-    train = Stored(shared, 8, "train")
-    inner_products(train.features, train.features, CPU)
+    first = Stored(shared, 8, "train")
+    inner_products(first.features, first.features, CPU)
     later = SharedStore(shared.store)
+    train = Stored(later, 8, "train")
     with later.watch() as usage:
         inner_products(train.features, train.features, CPU)
+    assert train.reads == 0
     assert sum(usage.stored.values()) >= 8 * 8 * 8
 
 
