@@ -67,13 +67,14 @@ class _Evaluator:
 
     def _make(self, values: Mapping[str, Any], held: Sequence[str]) -> AttributionMethod:
         try:
-            return self.config.cls(**values)
+            method: AttributionMethod = self.config.cls(**values)
         except UsageError as error:
             if not held:
                 raise
             raise UsageError(
                 f"{self.config.name} searches {held[0]} together with others; leave --method.{held[0]} away. ({error})"
             ) from error
+        return method
 
 
 def tune(

@@ -91,7 +91,7 @@ def test_what_cannot_fit_is_a_reason_to_skip(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"damping": -1.0}, r"damping must be positive; got -1\.0"),
+        ({"damping": -1.0}, r"damping must be positive and finite; got -1\.0"),
         ({"num_timesteps": 0}, r"num_timesteps must lie in 1\.\.1000; got 0"),
         ({"noise_draws": 0}, "noise_draws must be at least 1; got 0"),
     ],
