@@ -129,7 +129,7 @@ def test_an_unprepared_method_says_so(tiny_data: TinyData) -> None:
         ({"loss_timesteps": 1001}, r"loss_timesteps must lie in 1\.\.1000; got 1001"),
         ({"loss_draws": 0}, "loss_draws must be at least 1; got 0"),
         ({"fisher_timesteps": 0}, r"fisher_timesteps must lie in 1\.\.1000; got 0"),
-        ({"damping": 0.0}, "damping must be positive and finite; got 0"),
+        ({"damping": 0.0}, "damping must be positive; got 0"),
         ({"step": -1.0}, "step must be positive; got -1"),
         ({"step": float("nan")}, "step must be positive; got nan"),
         ({"noise": "mine"}, "noise must be 'common' or 'own'; got 'mine'"),
