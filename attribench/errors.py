@@ -30,6 +30,10 @@ class DataError(AttribenchError):
     """Images or labels are missing, unreadable or of the wrong shape."""
 
 
+class ModelError(AttribenchError):
+    """A model that somebody brings cannot be read, or is of a kind that attribench cannot work with."""
+
+
 class PluginError(AttribenchError):
     """A registered method or data module cannot be imported, or two share one name."""
 

@@ -6,7 +6,7 @@ import enum
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attribench.computing.progress import Progress, silent_progress
 from attribench.data import ImageSet, to_unit_range
+from attribench.diffusion.inputs import ModelInputs, PixelInputs
 from attribench.errors import AccessError, AttribenchError, DataError, UsageError
 from attribench.store.shared import SharedStore
 
@@ -39,25 +40,28 @@ class Queries:
         images: uint8 ``(num_queries, channels, height, width)``.
         ids: one stable name a query.
         name: the query set: ``"validation"``, ``"generation"``, or a name of the caller's.
+        labels: int64 ``(num_queries,)``, or None when the queries have no classes.
     """
 
     images: Tensor
     ids: tuple[str, ...]
     name: str = "queries"
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        ImageSet(self.images, self.ids)  # the same checks hold
+        ImageSet(self.images, self.ids, self.labels)  # the same checks hold
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: slice) -> Queries:
-        return Queries(self.images[index], self.ids[index], self.name)
+        labels = None if self.labels is None else self.labels[index]
+        return Queries(self.images[index], self.ids[index], self.name, labels)
 
     @classmethod
     def of(cls, images: ImageSet, name: str) -> Queries:
         """Take the images of a set as queries."""
-        return cls(images.images, images.ids, name)
+        return cls(images.images, images.ids, name, images.labels)
 
     def unit_range(self) -> Tensor:
         """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
@@ -96,6 +100,21 @@ class SpatialEvidence:
     matches: tuple[Match, ...] = ()
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a method takes, estimated before any of it is done.
+
+    Args:
+        memory: bytes at the peak, beside what is in use already: images and model.
+        disk: bytes that will be kept, beside those that are.
+        seconds: of computing.
+    """
+
+    memory: int
+    disk: int
+    seconds: float
+
+
 class Evaluate(Protocol):
     """What a search measures options with."""
 
@@ -107,7 +126,11 @@ class ModelProvider(Protocol):
     """Where a context gets models from; the benchmark's implementation trains or loads them."""
 
     def target_model(self) -> nn.Module:
-        """The trained target model, an epsilon-predicting ``UNet2DModel``."""
+        """The trained target model: called with noisy images, timesteps and what ``inputs.conditions`` gives.
+
+        What comes back has what it predicts as ``sample``, see ``schedule.prediction_type``. In the benchmark it is an
+        epsilon-predicting ``UNet2DModel`` that is told nothing.
+        """
 
     def checkpoints(self) -> Iterator[nn.Module]:
         """The models stored during the target model's training, in order of training."""
@@ -136,7 +159,8 @@ class AttributionContext:
 
     Args:
         train: the train images the scores refer to; column ``n`` of a score matrix is image ``n``.
-        schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t).
+        schedule: the diffusion noise schedule (``schedule.alpha_bar[t]`` is ᾱ_t), and what the model predicts
+            (``schedule.target``).
         device: where heavy computation belongs.
         seed: root of the run's seeds; derive yours with :func:`attribench.derive_seed`.
         store: artifact store of this method, for expensive results worth keeping between runs; edited code finds them
@@ -147,6 +171,7 @@ class AttributionContext:
         shared: what methods that may see the model keep in common; None keeps it with the method's own. Use
             :meth:`shared_store`.
         retrained: models retrained on subsets; use :meth:`retrained_models`.
+        inputs: how images enter the model: the space that noise is added in, and what the network is told beside.
     """
 
     train: ImageSet
@@ -159,6 +184,7 @@ class AttributionContext:
     progress: Progress = silent_progress
     shared: SharedStore | None = None
     retrained: RetrainedModels | None = None
+    inputs: ModelInputs = field(default_factory=PixelInputs)
 
     @property
     def train_images(self) -> Tensor:
@@ -251,6 +277,13 @@ class AttributionMethod(ABC):
 
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Say in one line why this method cannot run here, or return None. Optional; never raise for that."""
+        return None
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs | None:
+        """Estimate memory, disk and time before any work, or return None where they are not worth a word. Optional.
+
+        A quick trial, of a second or so, is allowed: that is how time is known.
+        """
         return None
 
     @classmethod

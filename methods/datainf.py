@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
+from attribench.gradients.needs import PIECE, block_bytes, joined
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.search import check_damping, search_number
-from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
 from attribench.registry import register_method
 
 #: λ as a multiple of the mean squared entry of a layer's gradients. A layer of d entries has squared lengths of d such
@@ -64,6 +65,14 @@ class DataInf(AttributionMethod):
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""
         return GradientFeatures(context, self._options).refusal(context.train)
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of gradients of all parameters, and of the scores."""
+        features, count = GradientFeatures(context, self._options), len(context.train)
+        length, chunk = features.layout(context.train)
+        block, held = block_bytes(count, length, chunk)
+        scoring = held + 2 * block + 5 * 4 * length * min(PIECE, num_queries)
+        return joined(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0))
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and each layer's λ."""

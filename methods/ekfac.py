@@ -12,10 +12,11 @@ from attribench.errors import AttribenchError
 from attribench.gradients.ekfac import Curvature, LayerCurvature, precondition
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
+from attribench.gradients.needs import PIECE, block_bytes, joined
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.search import DAMPINGS, check_damping, search_number
-from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
 from attribench.registry import register_method
 
 
@@ -62,6 +63,17 @@ class EKFAC(AttributionMethod):
         """Refuse when gradients or curvature do not fit, and networks whose layers are of another kind."""
         reason = GradientFeatures(context, self._train).refusal(context.train)
         return reason or Curvature(context, self._train).refusal(context.target_model(), context.train)
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of gradients of all parameters, of the curvature, and of the scores."""
+        model, features, count = context.target_model(), GradientFeatures(context, self._train), len(context.train)
+        length, chunk = features.layout(context.train)
+        block, held = block_bytes(count, length, chunk)
+        queries = 4 * length * min(PIECE, num_queries)
+        # Features and what becomes of them in float64, beside train images' and the layers'.
+        scoring = held + 2 * block + 6 * queries + 2 * 4 * length
+        curvature = Curvature(context, self._train).needs(model, context.train, features.trial(model, context.train))
+        return joined(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0))
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and the curvature."""

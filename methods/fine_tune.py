@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.computing.seeding import derive_seed
-from attribench.data import to_unit_range
+from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import UsageError
 from attribench.gradients.common_noise import (
@@ -21,9 +21,10 @@ from attribench.gradients.common_noise import (
     noisy_rows,
 )
 from attribench.gradients.loss_change import LossChangeMethod, check_positive, evenly_spaced
+from attribench.gradients.per_sample import to_clean
 from attribench.registry import register_method
 
-#: The expected loss of a network that predicts no noise at all: nothing is left to unlearn beyond it.
+#: The expected loss of a network that predicts no noise at all.
 _NULL_LOSS = 1.0
 
 
@@ -84,33 +85,43 @@ class FineTune(LossChangeMethod):
             "fresh_noise": self._fresh,
         }
 
-    def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
+    def changed(self, model: nn.Module, weights: Weights, query: ImageSet) -> Weights:
         """A few steps up the query's loss."""
-        before = weights
+        before, told = weights, self.context.inputs.conditions(query)
         for step in range(self._steps + 1):
-            loss, gradients = mean_loss_and_gradient(model, weights, *self._rows(image, name, step, weights))
-            if not loss < _NULL_LOSS:
+            noisy, target, timesteps = self._rows(query, step, weights)
+            loss, gradients = mean_loss_and_gradient(model, weights, noisy, target, timesteps, told)
+            if not loss < self._null_loss(target):
                 return before
             if step < self._steps:
                 before = weights
                 weights = {key: value + self._rate * gradients[key] for key, value in weights.items()}
         return weights
 
-    def _rows(self, image: Tensor, name: str, step: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-        """The query under a step's batch of noise: noisy images, noise, timesteps."""
+    def _null_loss(self, target: Tensor) -> float:
+        """The loss of a network that predicts nothing at all: nothing is left to unlearn beyond it."""
+        if self.context.schedule.prediction_type == "epsilon":
+            return _NULL_LOSS
+        return float(target.square().mean())
+
+    def _rows(self, query: ImageSet, step: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        """The query under a step's batch of noise: noisy images, what is to be predicted, timesteps."""
         context, like = self.context, next(iter(weights.values()))
+        image, name = context.inputs.clean(query)[0], query.ids[0]
         if not self._fresh:
             count = len(self._terms)
             terms = [self._terms[(step * self._batch + i) % count] for i in range(min(self._batch, count))]
             owner = COMMON if self._noise == "common" else name
             return noisy_rows(image, owner, terms, noise_seed(context), context.schedule, like)
-        clean = to_unit_range(image).to(like)
+        clean = to_clean(image).to(like)
         generator = torch.Generator().manual_seed(derive_seed(context.seed, "fine-tune", name, step))
         timesteps = torch.randint(NUM_TIMESTEPS, (self._batch,), generator=generator)
         noise = torch.randn((self._batch, *clean.shape), generator=generator).to(like)
         alpha_bar = context.schedule.alpha_bar[timesteps][:, None, None, None].to(like)
         noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
-        return noisy, noise, timesteps.to(like.device)
+        drawn = zip(noise, timesteps.tolist(), strict=True)
+        target = torch.stack([context.schedule.target(clean, one, timestep) for one, timestep in drawn])
+        return noisy, target, timesteps.to(like.device)
 
     def compare(self, before: Tensor, after: Tensor) -> Tensor:
         """The rise of every train image's mean loss, as a share of it."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from attribench.data import ImageSet
 from attribench.gradients.common_noise import (
     COMMON,
     NoiseOwner,
@@ -86,12 +87,12 @@ class Unlearning(LossChangeMethod):
         floor = torch.finfo(torch.float64).tiny  # of a model that has no gradients at all
         self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(context.device)
 
-    def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
+    def changed(self, model: nn.Module, weights: Weights, query: ImageSet) -> Weights:
         """One preconditioned step up the query's loss."""
         context, like = self.context, next(iter(weights.values()))
-        name = COMMON if self._noise == "common" else name
+        name, image = COMMON if self._noise == "common" else query.ids[0], context.inputs.clean(query)[0]
         rows = noisy_rows(image, name, self._gradient_terms, noise_seed(context), context.schedule, like)
-        loss, gradients = mean_loss_and_gradient(model, weights, *rows)
+        loss, gradients = mean_loss_and_gradient(model, weights, *rows, context.inputs.conditions(query))
         gradient = flattened(gradients).double()
         direction = gradient / self._precision
         rise = gradient @ direction

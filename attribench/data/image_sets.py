@@ -56,6 +56,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, index: slice) -> ImageSet:
+        """Some images that lie side by side; pixels are not copied."""
+        return ImageSet(self.images[index], self.ids[index], None if self.labels is None else self.labels[index])
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""

@@ -14,6 +14,9 @@ from attribench.diffusion.noise import NUM_TIMESTEPS, NoiseSchedule
 from attribench.errors import AttribenchError
 from attribench.settings import TrainingSettings
 
+#: Where a checkpoint says how its network is built.
+CONFIG_KEY = "network_config"
+
 
 class DiffusionModule(L.LightningModule):
     """Epsilon prediction with the protocol's recipe.
@@ -54,6 +57,11 @@ class DiffusionModule(L.LightningModule):
                 f"The training diverged: the loss at step {self.global_step} is {loss.item()}. Lower --training.learning_rate."
             )
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how the network is built, so that the checkpoint is a model by itself."""
+        config = dict(getattr(self.network, "config", {}))
+        checkpoint[CONFIG_KEY] = {key: value for key, value in config.items() if not key.startswith("_")}
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then cosine decay to zero."""

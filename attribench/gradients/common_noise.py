@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, cast, get_args
@@ -14,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attribench.computing.cost import measure
 from attribench.computing.device import exact_float32
 from attribench.computing.seeding import derive_seed
-from attribench.data import to_unit_range
+from attribench.diffusion.inputs import Conditions
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.errors import AttribenchError, UsageError
-from attribench.gradients.features import model_digest
-from attribench.gradients.per_sample import Term
+from attribench.gradients.features import model_spec
+from attribench.gradients.per_sample import NO_CONDITIONS, Example, Term, held_bytes, to_clean, told_rows
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -33,7 +35,7 @@ _KIND = "common-noise-losses"
 
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
-    "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py",
+    "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py", "diffusion/inputs.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
@@ -64,13 +66,13 @@ class CommonNoiseLosses:
         self, context: AttributionContext, model: nn.Module, terms: Sequence[Term], owner: NoiseOwner = "common"
     ) -> None:
         self._context, self._terms, self._owner = context, list(terms), check_owner(owner)
-        self._model = model
+        self._model, self._train = model, context.inputs.seen(context.train)
         self._shared = context.shared_store()
         self._spec: Spec = {
             "code": source_hash(*(ROOT / name for name in _DECISIVE)),
-            "weights": model_digest(model),
+            **model_spec(context, model),
             "seed": context.seed,
-            "images": context.train.content_hash,
+            "images": self._train.content_hash,
             "timesteps_and_draws": self._terms,
             "noise": owner,
         }
@@ -108,29 +110,57 @@ class CommonNoiseLosses:
             "losses"
         ]
 
+    def memory(self) -> int:
+        """Bytes at the peak, about: train images, the noise that is kept, and a forward pass."""
+        device, example = self._context.device, Example.of(self._context.inputs, self._train)
+        each = 4 * math.prod(example.shape)
+        copies = 1 if self._owner == "common" else len(self._train)
+        noise = min(_limit(_NOISE_BYTES, device), each * copies * len(self._terms))
+        held, _ = held_bytes(self._model, example.shape, device, example.conditions)
+        rows = min(_limit(_FORWARD_ROWS, device), len(self._train))
+        # Of what a backward pass would need, a forward pass holds a part at a time.
+        return each * len(self._train) + noise + held * rows // 3 + held * min(_limit(_BACKWARD_ROWS, device), 64)
+
+    @torch.inference_mode()
+    def trial(self) -> float:
+        """Seconds that a forward pass takes for an image, found out with a few."""
+        clean = self._clean[:16]
+        steps = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
+        told = told_rows(self._context.inputs.conditions(self._train), slice(0, len(clean)), 1, clean)
+
+        def run() -> float:
+            started = time.perf_counter()
+            self._model(clean, steps, **told).sample.sum().item()
+            return time.perf_counter() - started
+
+        run()  # the first one finds out how to compute
+        return run() / len(clean)
+
     @torch.inference_mode()
     def _losses(self, weights: Weights) -> Tensor:
         device, images = self._context.device, len(self._context.train)
         buffers = dict(self._model.named_buffers())
-        clean = self._clean
+        clean, told = self._clean, self._context.inputs.conditions(self._train)
         result = torch.empty(len(self._terms), images, dtype=clean.dtype)
         rows = _limit(_FORWARD_ROWS, device)
         with exact_float32(), sdpa_kernel(SDPBackend.MATH):
             for number, (timestep, _) in enumerate(self._terms):
                 noise = self._noise(number)
                 for begin in range(0, images, rows):
-                    some = noise[begin : begin + rows]
-                    noisy = self._context.schedule.add_noise(clean[begin : begin + rows], some, timestep)
+                    part, schedule = slice(begin, begin + rows), self._context.schedule
+                    noisy = schedule.add_noise(clean[part], noise[part], timestep)
                     steps = torch.full((len(noisy),), timestep, device=device)
-                    predicted = functional_call(self._model, (dict(weights), buffers), (noisy, steps)).sample
-                    errors = (predicted - some).square().flatten(1).mean(1)
-                    result[number, begin : begin + rows] = errors.cpu()
+                    own = told_rows(told, part, 1, noisy)
+                    predicted = functional_call(self._model, (dict(weights), buffers), (noisy, steps), own).sample
+                    target = schedule.target(clean[part], noise[part], timestep)
+                    errors = (predicted - target).square().flatten(1).mean(1)
+                    result[number, part] = errors.cpu()
         return result
 
     @cached_property
     def _clean(self) -> Tensor:
         first = next(self._model.parameters())
-        return to_unit_range(self._context.train_images).to(self._context.device, first.dtype)
+        return to_clean(self._context.inputs.clean(self._train)).to(self._context.device, first.dtype)
 
     def _noise(self, number: int) -> Tensor:
         """The noise of every image at a term, kept where it fits."""
@@ -175,7 +205,12 @@ def check_owner(owner: str) -> NoiseOwner:
 
 
 def mean_loss_and_gradient(
-    model: nn.Module, weights: Weights, noisy: Tensor, noise: Tensor, timesteps: Tensor
+    model: nn.Module,
+    weights: Weights,
+    noisy: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean denoising loss over rows, and its gradient, by ordinary backward passes.
 
@@ -183,8 +218,9 @@ def mean_loss_and_gradient(
         model: the architecture and its buffers.
         weights: where to take the gradient.
         noisy: ``(B, C, H, W)``, on the model's device.
-        noise: what the network is to predict, likewise.
+        target: what the network is to predict, likewise.
         timesteps: int ``(B,)``.
+        conditions: what it is told, of one image: the same in all rows.
 
     Returns:
         A scalar, and gradients by name, of the weights' shapes.
@@ -197,8 +233,9 @@ def mean_loss_and_gradient(
     with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for begin in range(0, len(noisy), rows):
             part = slice(begin, begin + rows)
-            predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part])).sample
-            loss = (predicted - noise[part]).square().flatten(1).mean(1).sum() / len(noisy)
+            told = told_rows(conditions, slice(0, 1), len(noisy[part]), noisy)
+            predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part]), told).sample
+            loss = (predicted - target[part]).square().flatten(1).mean(1).sum() / len(noisy)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             total += loss.detach()
             for name, gradient in zip(leaves, found, strict=True):
@@ -213,20 +250,23 @@ def noisy_rows(
     """One image under the noise of every term.
 
     Args:
-        image: uint8 ``(C, H, W)``.
+        image: ``(C, H, W)``, as :meth:`attribench.diffusion.inputs.ModelInputs.clean` gives it.
         name: the noise is a function of (seed, name, timestep, draw).
         like: of the type and on the device that the network works with.
 
     Returns:
-        Noisy images and noise, ``(num_terms, C, H, W)``, and timesteps ``(num_terms,)``.
+        Noisy images and what the network is to predict, ``(num_terms, C, H, W)``, and timesteps ``(num_terms,)``.
     """
-    clean = to_unit_range(image).to(like)
+    clean = to_clean(image).to(like)
     shape = tuple(clean.shape)
     noise = torch.cat([sample_noise_batch(seed, [name], timestep, draw, shape) for timestep, draw in terms]).to(like)
     noisy = torch.stack(
         [schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, terms, strict=True)]
     )
-    return noisy, noise, torch.tensor([timestep for timestep, _ in terms], device=like.device)
+    target = torch.stack(
+        [schedule.target(clean, one, timestep) for one, (timestep, _) in zip(noise, terms, strict=True)]
+    )
+    return noisy, target, torch.tensor([timestep for timestep, _ in terms], device=like.device)
 
 
 def _limit(limits: Mapping[str, int], device: torch.device) -> int:

@@ -15,11 +15,13 @@ from attribench.data import ImageSet
 from attribench.diffusion.noise import sample_noise_batch
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
-from attribench.gradients.features import DECISIVE, model_digest
+from attribench.gradients.features import DECISIVE, model_spec
 from attribench.gradients.kronecker import KroneckerLayer, kronecker_layers
 from attribench.gradients.layerwise import LayerCall
+from attribench.gradients.needs import products_seconds
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import (
+    Example,
     Pass,
     gradients_of,
     layerwise_bytes,
@@ -29,7 +31,7 @@ from attribench.gradients.per_sample import (
     pass_size,
     reproducible,
 )
-from attribench.method import AttributionContext
+from attribench.method import AttributionContext, Needs
 from attribench.store.artifacts import Artifact, Staging
 from attribench.store.code import ROOT, source_hash
 
@@ -80,7 +82,8 @@ class Curvature:
 
     def refusal(self, model: nn.Module, images: ImageSet) -> str | None:
         """Say why the curvature cannot be had here, or return None."""
-        layers = kronecker_layers(model, images.image_shape, self._context.device)
+        example = Example.of(self._context.inputs, self._context.inputs.seen(images))
+        layers = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if layers is None:
             return _NO_LAYERS
         if not layers:
@@ -93,7 +96,8 @@ class Curvature:
         Raises:
             AttribenchError: the network is not of the kind, or it does not fit; nothing has been computed then.
         """
-        found = kronecker_layers(model, images.image_shape, self._context.device)
+        example = Example.of(self._context.inputs, self._context.inputs.seen(images))
+        found = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if found is None:
             raise AttribenchError(f"EK-FAC: {_NO_LAYERS}.")
         work = _Work(self._context, self._options, model, images, found)
@@ -112,21 +116,36 @@ class Curvature:
             for name in (layer.name,)
         ]
 
-    def _shortage(self, work: _Work) -> str | None:
+    def needs(self, model: nn.Module, images: ImageSet, pass_seconds: float) -> Needs:
+        """What the curvature takes.
+
+        Args:
+            pass_seconds: time of the gradient of one image at one timestep and draw.
+        """
+        example = Example.of(self._context.inputs, self._context.inputs.seen(images))
+        layers = kronecker_layers(model, example.shape, self._context.device, example.conditions)
+        if not layers or self._kept(work := _Work(self._context, self._options, model, images, layers)):
+            return Needs(0, 0, 0.0)
+        memory, disk = work.sizes()
+        decompositions = sum(10 * size**3 for layer in layers for size in (layer.inputs, layer.outputs))
+        passes = 3 * len(images) * len(work.terms)  # two, and what is made of them
+        seconds = passes * pass_seconds + products_seconds(decompositions / 2, 1, 1, self._context.device.type)
+        return Needs(memory, disk, seconds)
+
+    def _kept(self, work: _Work) -> bool:
         store = self._context.shared_store().store
-        if store.find("ekfac-eigenvalues", work.spec) is not None and store.find("ekfac-bases", work.spec) is not None:
+        return all(store.find(kind, work.spec) is not None for kind in ("ekfac-bases", "ekfac-eigenvalues"))
+
+    def _shortage(self, work: _Work) -> str | None:
+        if self._kept(work):
             return None
-        squares = sum(layer.inputs**2 + layer.outputs**2 for layer in work.layers)
-        largest = max((max(layer.inputs, layer.outputs) ** 2 for layer in work.layers), default=0)
-        passes = max(size * pass_size(size, self._context.device) for size in work.row_bytes)
-        # Sums in float64, eigenvectors in float32, the workspace of one decomposition; Λ, and the weights.
-        memory = passes + (8 + 4) * squares + 4 * 8 * largest + (8 + 4 + 4) * work.num_parameters
+        memory, disk = work.sizes()
         return shortage(
             f"EK-FAC's curvature of {work.num_parameters:,} parameters",
             memory * 9 // 8,
             self._context.device,
-            4 * squares + 4 * work.num_parameters,
-            store.root,
+            disk,
+            self._context.shared_store().store.root,
         )
 
 
@@ -141,20 +160,30 @@ class _Work:
         images: ImageSet,
         layers: list[KroneckerLayer],
     ) -> None:
-        self._context, self._model, self._images = context, model, images
+        self._context, self._model, self._images = context, model, context.inputs.seen(images)
         self.layers, self.num_parameters = layers, num_parameters(model)
         self.terms = [term for stage in options.stages for term in stage]
         self.spec = {
             "code": source_hash(*(ROOT / name for name in _DECISIVE)),
-            "weights": model_digest(model),
+            **model_spec(context, model),
             "seed": context.seed,
             "images": images.content_hash,
             "timesteps_and_draws": sorted(self.terms),
         }
-        held = layerwise_bytes(model, images.image_shape, context.device) or 0
+        example = Example.of(context.inputs, self._images)
+        held = layerwise_bytes(model, example.shape, context.device, example.conditions) or 0
         seen = max((4 * 2 * layer.positions * (layer.inputs + layer.outputs) for layer in layers), default=0)
         #: Bytes of a row in either pass.
         self.row_bytes = (held + seen, held + own_bytes(self.num_parameters))
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of memory at the peak, and on disk."""
+        squares = sum(layer.inputs**2 + layer.outputs**2 for layer in self.layers)
+        largest = max((max(layer.inputs, layer.outputs) ** 2 for layer in self.layers), default=0)
+        passes = max(size * pass_size(size, self._context.device) for size in self.row_bytes)
+        # Sums in float64, eigenvectors in float32, the workspace of one decomposition; Λ.
+        memory = passes + (8 + 4) * squares + 4 * 8 * largest + (8 + 4) * self.num_parameters
+        return memory, 4 * squares + 4 * self.num_parameters
 
     def build_bases(self, task: Task) -> Callable[[Staging], None]:
         def build(staging: Staging) -> None:
@@ -189,7 +218,7 @@ class _Work:
         gradients = gradients_of(self._model, self._context.device)
         with reproducible():
             for some in self._passes(self.row_bytes[0]):
-                gradients.visit(some.noisy, some.timesteps, self._pseudo_loss(some), take)
+                gradients.visit(some.noisy, some.timesteps, self._pseudo_loss(some), take, some.conditions)
                 task.advance(len(some.noisy))
         return {key: torch.linalg.eigh(self._finite(total)).eigenvectors.float().cpu() for key, total in sums.items()}
 
@@ -200,7 +229,7 @@ class _Work:
         with reproducible():
             for some in self._passes(self.row_bytes[1]):
                 own = some.noisy.new_zeros(len(some.noisy), self.num_parameters)
-                gradients.add(some.noisy, some.timesteps, self._pseudo_loss(some), own)
+                gradients.add(some.noisy, some.timesteps, self._pseudo_loss(some), own, some.conditions)
                 for layer in self.layers:
                     left, right = (bases[f"{layer.name}/{side}"].to(own) for side in ("outputs", "inputs"))
                     rotated = left.T @ layer.matrices(own) @ right
@@ -210,13 +239,21 @@ class _Work:
         return {name: (self._finite(total) / count).float().cpu() for name, total in squares.items()}
 
     def _passes(self, row_bytes: int) -> Iterator[Pass]:
-        context, images = self._context, self._images
+        context, images, inputs = self._context, self._images, self._context.inputs
         rows = pass_size(row_bytes, context.device)
         together = min(rows, len(self.terms))
         like = next(self._model.parameters()).detach()
         seed = derive_seed(context.seed, "gradients")
         return noised_passes(
-            images.images, images.ids, self.terms, rows // together, together, seed, context.schedule, like
+            inputs.clean(images),
+            images.ids,
+            self.terms,
+            rows // together,
+            together,
+            seed,
+            context.schedule,
+            like,
+            inputs.conditions(images),
         )
 
     def _pseudo_loss(self, some: Pass) -> Callable[[Tensor], Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +18,17 @@ from attribench.gradients.budget import shortage
 from attribench.gradients.factored import FactoredProjection
 from attribench.gradients.feature_set import FeatureSet, Origin
 from attribench.gradients.kronecker import kronecker_layers
+from attribench.gradients.needs import ARTIFACT_BYTES, PIECE, joined
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import (
-    Term,
-    batch_size,
-    layerwise_bytes,
+    Example,
     num_parameters,
-    own_bytes,
-    pass_size,
     summed_gradients,
 )
+from attribench.gradients.plan import Part, Plan
 from attribench.gradients.projection import Projection
-from attribench.method import AttributionContext, Queries
+from attribench.method import AttributionContext, Needs, Queries
 from attribench.store.artifacts import Artifact, Spec, Staging
 from attribench.store.code import ROOT, source_hash
 
@@ -43,7 +39,7 @@ DECISIVE = (
     "gradients/features.py", "gradients/feature_set.py", "gradients/factored.py", "gradients/kronecker.py",
     "gradients/layerwise.py", "gradients/options.py",
     "gradients/outputs.py", "gradients/per_sample.py",
-    "gradients/projection.py",
+    "gradients/plan.py", "gradients/projection.py", "diffusion/inputs.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
@@ -103,6 +99,43 @@ class GradientFeatures:
                 chunks.append(([artifact.digest for artifact in made], sum(len(part.terms) for part in parts)))
         return FeatureSet(loaders, len(images), plan.projection.dim, Origin(self._shared, chunks))
 
+    def needs(self, images: ImageSet, num_queries: int, checkpoints: bool = False) -> Needs:
+        """What the features of ``images``, and of so many queries, take.
+
+        Args:
+            images: the train images.
+            checkpoints: at every checkpoint, not at the target model.
+        """
+        context = self._context
+        models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
+        parts = []
+        for model in models:
+            plan = self._plan(model, images)
+            trial = plan.trial(context, self._options) if plan.missing or num_queries else 0.0
+            missing = [len(part.images) * len(part.terms) for part in plan.missing]
+            terms = sum(len(stage) for stage in self._options.stages)
+            pieces = [min(PIECE, num_queries - begin) for begin in range(0, num_queries, PIECE)]
+            chunks = [len(part.images) for part in plan.missing] + pieces * len(self._options.stages)
+            parts.append(
+                Needs(
+                    max((plan.memory(rows) for rows in chunks), default=0),
+                    sum(4 * plan.projection.dim * rows + ARTIFACT_BYTES for rows in chunks),
+                    trial * (sum(missing) + num_queries * terms) + sum(plan.projecting(rows) for rows in chunks),
+                )
+            )
+        return joined(*parts)
+
+    def trial(self, model: nn.Module, images: ImageSet) -> float:
+        """Seconds that the gradient of one image at one timestep and draw takes, found out with a few."""
+        return self._plan(model, images).trial(self._context, self._options)
+
+    def layout(self, images: ImageSet, checkpoints: bool = False) -> tuple[int, int]:
+        """The length of a feature, and how many images' are stored together."""
+        context = self._context
+        model = next(iter(context.checkpoints())) if checkpoints else context.target_model()
+        plan = self._plan(model, images)
+        return plan.projection.dim, max(len(chunk[0].images) for chunk in plan.chunks)
+
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
         """Say why the features of ``images`` cannot be had here, or return None: for a method's ``skip_reason``.
 
@@ -118,14 +151,16 @@ class GradientFeatures:
         except AttribenchError as error:
             return str(error)
 
-    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> _Plan:
+    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> Plan:
         device = self._context.device
         length = num_parameters(model)
         projection_seed = derive_seed(self._context.seed, "projection") % 2**31  # trak's kernels take 32 bits
-        options = self._options
+        options, inputs = self._options, self._context.inputs
+        images = inputs.seen(images)
+        example = Example.of(inputs, images)
         projection: Projection | FactoredProjection
         if options.projection == "factored":
-            layers = kronecker_layers(model, images.images.shape[1:], device)
+            layers = kronecker_layers(model, example.shape, device, example.conditions)
             if layers is None:
                 raise AttribenchError(f"--method.projection factored {_LAYERS_ONLY}.")
             projection = FactoredProjection(layers, length, options.proj_dim, projection_seed, device)
@@ -138,7 +173,7 @@ class GradientFeatures:
         size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
         common = {
             "code": source_hash(*(ROOT / name for name in DECISIVE)),
-            "weights": model_digest(model),
+            **model_spec(self._context, model),
             "f": options.f,
             "projection": projection.spec,
             "seed": self._context.seed,
@@ -146,20 +181,22 @@ class GradientFeatures:
         }
         chunks = []
         for begin in range(0, len(images), size):
-            chunk = ImageSet(images.images[begin : begin + size], images.ids[begin : begin + size])
+            chunk = images[begin : begin + size]
             own = {**common, "images": chunk.content_hash}
-            chunks.append([_Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
+            chunks.append([Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
         missing = [part for chunk in chunks for part in chunk if self._shared.store.find(_KIND, part.spec) is None]
-        return _Plan(model, num_parameters(model), length, projection, chunks, missing, device, options.normalized)
+        return Plan(
+            model, example, num_parameters(model), length, projection, chunks, missing, device, options.normalized
+        )
 
-    def _builder(self, plan: _Plan, part: _Part, task: Task) -> Callable[[Staging], None]:
+    def _builder(self, plan: Plan, part: Part, task: Task) -> Callable[[Staging], None]:
         context, options, images = self._context, self._options, part.images
 
         def build(staging: Staging) -> None:
             with measure(context.device) as cost:
                 gradients = summed_gradients(
                     plan.model,
-                    images.images,
+                    context.inputs.clean(images),
                     images.ids,
                     part.terms,
                     output_function(options.f),
@@ -170,6 +207,7 @@ class GradientFeatures:
                     task.advance,
                     options.normalized,
                     plan.projection if isinstance(plan.projection, FactoredProjection) else None,
+                    context.inputs.conditions(images),
                 )
                 features = plan.projection(gradients)
             if not torch.isfinite(features).all():
@@ -181,14 +219,14 @@ class GradientFeatures:
 
         return build
 
-    def _shortage(self, plans: Sequence[_Plan]) -> str | None:
+    def _shortage(self, plans: Sequence[Plan]) -> str | None:
         plans = [plan for plan in plans if plan.missing]
         if not plans:
             return None
         device = self._context.device
         return shortage(
             f"Computing gradients of {plans[0].num_parameters:,} parameters",
-            max(plan.memory() for plan in plans),
+            max(plan.memory() for plan in plans) * 9 // 8,
             device,
             sum(plan.disk() for plan in plans),
             self._shared.store.root,
@@ -196,57 +234,9 @@ class GradientFeatures:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What is stored by itself: some images' features, summed over some timesteps and draws of noise."""
-
-    images: ImageSet
-    terms: list[Term]
-    spec: Spec
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is to be computed for one model: chunks of images in parts, and which of them are not in the store."""
-
-    model: nn.Module
-    num_parameters: int
-    length: int  # of what is added up for an image: a gradient, or a factored one
-    projection: Projection | FactoredProjection
-    chunks: list[list[_Part]]
-    missing: list[_Part]
-    device: torch.device
-    normalized: bool
-
-    @cached_property
-    def row_bytes(self) -> int | None:
-        """See :func:`attribench.gradients.per_sample.layerwise_bytes`."""
-        found = layerwise_bytes(self.model, self.chunks[0][0].images.images.shape[1:], self.device)
-        if found is not None and isinstance(self.projection, FactoredProjection):
-            found += self.projection.row_bytes
-        return found
-
-    def memory(self) -> int:
-        """Bytes needed at a time: weights, one batch's gradients, one chunk's, of activations and of the projection.
-
-        One batch's gradients are counted twice, since taking them needs about as much again; an eighth on top is for
-        the rest.
-        """
-        rows = max(len(part.images) for part in self.missing)
-        batch = min(rows, batch_size(self.length, self.device))
-        gradients = 4 * (self.num_parameters + self.length * (2 * batch + rows))
-        passes = 0
-        if self.row_bytes is not None:
-            row_bytes = self.row_bytes + (own_bytes(self.length) if self.normalized else 0)
-            passes = row_bytes * pass_size(row_bytes, self.device)
-        elif self.normalized:
-            passes = own_bytes(self.length) * batch
-        return (gradients + passes + self.projection.matrix_bytes + 2 * 4 * rows * self.projection.dim) * 9 // 8
-
-    def disk(self) -> int:
-        """Bytes that the missing parts will take."""
-        per_artifact = 4096  # specification and manifest
-        return sum(4 * self.projection.dim * len(part.images) + per_artifact for part in self.missing)
+def model_spec(context: AttributionContext, model: nn.Module) -> Spec:
+    """What identifies a model in the specification of something made with it: weights, noise schedule, inputs."""
+    return {"weights": model_digest(model), **context.schedule.spec, **context.inputs.spec}
 
 
 def model_digest(model: nn.Module) -> str:
@@ -260,7 +250,7 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _mean(parts: Sequence[_Part], artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:
+def _mean(parts: Sequence[Part], artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:
     """Loads the features of a chunk: the sums in ``artifacts`` over the number of their terms."""
 
     def load() -> Tensor:

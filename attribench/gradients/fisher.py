@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from attribench.computing.cost import measure
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
-from attribench.gradients.features import model_digest
+from attribench.gradients.features import model_spec
 from attribench.gradients.outputs import output_function
-from attribench.gradients.per_sample import Term, batch_size, layerwise_bytes, num_parameters, summed_gradients
+from attribench.gradients.per_sample import (
+    Example,
+    Term,
+    batch_size,
+    layerwise_bytes,
+    num_parameters,
+    summed_gradients,
+)
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -22,7 +29,7 @@ _KIND = "fisher"
 #: The files that decide it; relative to the package.
 _DECISIVE = (
     "gradients/fisher.py", "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py",
-    "gradients/per_sample.py",
+    "gradients/per_sample.py", "diffusion/inputs.py",
     "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
@@ -44,17 +51,17 @@ def diagonal_fisher(context: AttributionContext, model: nn.Module, terms: Sequen
     Returns:
         float64 ``(num_parameters,)`` on the CPU, in the order of ``named_parameters()``, at least 0.
     """
-    shared, train = context.shared_store(), context.train
+    shared, train = context.shared_store(), context.inputs.seen(context.train)
     common: Spec = {
         "code": source_hash(*(ROOT / name for name in _DECISIVE)),
-        "weights": model_digest(model),
+        **model_spec(context, model),
         "seed": context.seed,
         "timesteps_and_draws": list(terms),
     }
     total = torch.zeros(num_parameters(model), dtype=torch.float64)
     with context.progress.task(f"Fisher information of {len(train)} images", len(train) * len(terms)) as task:
         for begin in range(0, len(train), _IMAGES_PER_PART):
-            part = ImageSet(train.images[begin : begin + _IMAGES_PER_PART], train.ids[begin : begin + _IMAGES_PER_PART])
+            part = train[begin : begin + _IMAGES_PER_PART]
 
             def build(staging: Staging, part: ImageSet = part) -> None:
                 with measure(context.device) as cost:
@@ -75,15 +82,17 @@ def _squares(
     report: Callable[[float], None],
 ) -> Tensor:
     """The squares summed over images and terms: float64 ``(num_parameters,)``."""
-    row_bytes = layerwise_bytes(model, images.images.shape[1:], context.device)
+    example = Example.of(context.inputs, images)
+    row_bytes = layerwise_bytes(model, example.shape, context.device, example.conditions)
     samples = batch_size(num_parameters(model), context.device)
     total = torch.zeros(num_parameters(model), dtype=torch.float64, device=context.device)
     for begin in range(0, len(images), samples):
+        some = images[begin : begin + samples]
         for term in terms:
             gradients = summed_gradients(
                 model,
-                images.images[begin : begin + samples],
-                images.ids[begin : begin + samples],
+                context.inputs.clean(some),
+                some.ids,
                 [term],
                 output_function("loss"),
                 derive_seed(context.seed, "gradients"),
@@ -91,6 +100,7 @@ def _squares(
                 context.device,
                 row_bytes,
                 report,
+                conditions=context.inputs.conditions(some),
             )
             total += gradients.square_().sum(0, dtype=torch.float64)
     return total.cpu()

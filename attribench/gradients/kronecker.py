@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attribench.diffusion.inputs import Conditions
 from attribench.gradients.layerwise import LayerCall
-from attribench.gradients.per_sample import blank_gradients, num_parameters
+from attribench.gradients.per_sample import NO_CONDITIONS, blank_gradients, num_parameters
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,23 @@ class KroneckerLayer:
 
 
 def kronecker_layers(
-    network: nn.Module, image_shape: Sequence[int], device: torch.device
+    network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
 ) -> list[KroneckerLayer] | None:
     """All linear layers and 2-d convolutions of a network, or None where gradients cannot be taken layer by layer.
 
-    Left out are norms, convolutions in groups, and a weight that is used with several biases, or a bias with several weights.
-    Found out by taking the gradient of one blank image.
+    Left out are norms, embeddings, convolutions in groups, and a weight that is used with several biases, or a bias with
+    several weights. Found out by taking the gradient of one blank image.
 
     Args:
         image_shape: (C, H, W).
+        conditions: what the network is told of one image.
     """
     calls: list[tuple[LayerCall, Tensor]] = []
-    if not blank_gradients(network, image_shape, device, lambda call, gradient: calls.append((call, gradient))):
+
+    def note(call: LayerCall, gradient: Tensor) -> None:
+        calls.append((call, gradient))
+
+    if not blank_gradients(network, image_shape, device, note, conditions):
         return None
     starts, end = {}, 0
     for name, parameter in network.named_parameters():

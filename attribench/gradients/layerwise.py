@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,10 +54,21 @@ def _sum(rows: Tensor, samples: int) -> Tensor:
     return rows.reshape(len(rows) // samples, samples, rows.shape[1], -1).sum((0, 3))
 
 
+def _embedding(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    batch, weight = len(gradient) // samples, call["weight"]
+    chosen = F.one_hot(call["input"], len(weight)).to(gradient).reshape(batch, samples, -1, len(weight))
+    gradients = gradient.reshape(batch, samples, -1, weight.shape[1])
+    return torch.einsum("tnpe,tnpd->ned", chosen, gradients), gradient.new_zeros(samples, 0)  # there is no bias
+
+
 #: The layers that are known, each with the names of its arguments in order.
 _LAYERS: dict[Any, tuple[_Rule, tuple[str, ...]]] = {
     F.conv2d: (_conv2d, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     F.linear: (_linear, ("input", "weight", "bias")),
+    F.embedding: (
+        _embedding,
+        ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+    ),
     F.group_norm: (_group_norm, ("input", "num_groups", "weight", "bias", "eps")),
 }
 
@@ -93,8 +105,8 @@ Take = Callable[[LayerCall, Tensor], None]
 class LayerwiseGradients:
     """Takes the gradients of one network's parameters, one a sample.
 
-    It works where parameters are used as weights and biases of 2-d convolutions, linear layers and group normalisations
-    and in no other way, whichever module does so: :attr:`complete` says whether that held.
+    It works where parameters are used as weights and biases of 2-d convolutions, linear layers, embeddings and group
+    normalisations and in no other way, whichever module does so: :attr:`complete` says whether that held.
 
     Args:
         parameters: by name, in the order of the gradient's entries.
@@ -115,7 +127,14 @@ class LayerwiseGradients:
         """Whether no gradient has been missed: none went to a parameter but through a layer that is known."""
         return all(value.grad is None for value in self._state[0].values())
 
-    def add(self, noisy: Tensor, timesteps: Tensor, output: Callable[[Tensor], Tensor], into: Tensor) -> None:
+    def add(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        output: Callable[[Tensor], Tensor],
+        into: Tensor,
+        conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Add to each sample's row the gradient of the sum of its outputs.
 
         Args:
@@ -123,11 +142,19 @@ class LayerwiseGradients:
             timesteps: int ``(T · N,)``.
             output: of the network's predictions, like ``noisy``, a scalar: the sum of one term a row.
             into: ``(N, num_parameters)``.
+            conditions: what the network is told beside, one a row.
         """
 
-        self.visit(noisy, timesteps, output, whole(into))
+        self.visit(noisy, timesteps, output, whole(into), conditions)
 
-    def visit(self, noisy: Tensor, timesteps: Tensor, output: Callable[[Tensor], Tensor], take: Take) -> None:
+    def visit(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        output: Callable[[Tensor], Tensor],
+        take: Take,
+        conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Show every layer, as soon as it is known, the gradient of its output; see :meth:`add`.
 
         Args:
@@ -135,7 +162,7 @@ class LayerwiseGradients:
         """
         with torch.enable_grad():
             with _Watch(self._slots, len(noisy), take):
-                predicted = functional_call(self._network, self._state, (noisy, timesteps)).sample
+                predicted = functional_call(self._network, self._state, (noisy, timesteps), dict(conditions)).sample
             output(predicted).backward()  # type: ignore[no-untyped-call]
 
 
@@ -168,7 +195,10 @@ class _Watch(TorchFunctionMode):
         names = _LAYERS[function][1]
         call = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
         slots = [self._slots.get(id(call.get(name))) for name in ("weight", "bias")]
-        if slots == [None, None] or len(call["input"]) != self._num_rows or isinstance(call.get("padding"), str):
+        odd = isinstance(call.get("padding"), str) or any(
+            call.get(name) is not None for name in ("padding_idx", "max_norm")
+        )
+        if slots == [None, None] or len(call["input"]) != self._num_rows or odd:
             return function(**call)
         for name, slot in zip(("weight", "bias"), slots, strict=True):
             if slot is not None:

@@ -14,8 +14,8 @@ from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.common_noise import CommonNoiseLosses, NoiseOwner, Weights, check_owner
 from attribench.gradients.options import equidistant
-from attribench.gradients.per_sample import Term
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries
+from attribench.gradients.per_sample import Term, num_parameters
+from attribench.method import Access, AttributionContext, AttributionMethod, Needs, Queries
 from attribench.store.code import method_hash
 
 _NAMES = ("num_timesteps", "noise_draws")
@@ -47,14 +47,13 @@ class LossChangeMethod(AttributionMethod):
         """What the changed weights depend on, apart from the query and the target model."""
 
     @abstractmethod
-    def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
+    def changed(self, model: nn.Module, weights: Weights, query: ImageSet) -> Weights:
         """The weights changed for a query.
 
         Args:
             model: the target model, which stays as it is.
             weights: its own.
-            image: uint8 ``(C, H, W)``.
-            name: the query's id.
+            query: a single one, such as ``context.inputs.seen`` gives.
         """
 
     @abstractmethod
@@ -64,6 +63,13 @@ class LossChangeMethod(AttributionMethod):
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse where there is no model."""
         return "it needs a trained model, and there is none in this run" if context.models is None else None
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of noise that is kept, passes, and several sets of weights; time of the train images' losses, once a query."""
+        model = context.target_model()
+        losses = CommonNoiseLosses(context, model, self._terms, self._noise)
+        passes, trial = losses.passes * (1 + num_queries), losses.trial()
+        return Needs(losses.memory() + 6 * 8 * num_parameters(model), 4 * passes + 4096 * num_queries, passes * trial)
 
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses at the target model."""
@@ -84,14 +90,15 @@ class LossChangeMethod(AttributionMethod):
         return scores
 
     def _after(self, model: nn.Module, query: Queries) -> Tensor:
+        seen = self.context.inputs.seen(query)
         change = {
             "method": f"{type(self).__module__}.{type(self).__qualname__}",
             "code": method_hash(type(self)),
             "options": dict(self.options()),
-            "query": ImageSet(query.images, query.ids).content_hash,
+            "query": seen.content_hash,
         }
         weights = {name: value.detach() for name, value in model.named_parameters()}
-        return self._losses.at(change, lambda: self.changed(model, weights, query.images[0], query.ids[0])).double()
+        return self._losses.at(change, lambda: self.changed(model, weights, seen)).double()
 
 
 def evenly_spaced(num_timesteps: int, noise_draws: int, names: tuple[str, str] = _NAMES) -> list[Term]:

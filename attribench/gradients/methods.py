@@ -12,12 +12,19 @@ from attribench.computing.similarity import Kind, similarity
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
+from attribench.gradients.needs import (
+    comparison_bytes,
+    joined,
+    products_seconds,
+    ridge_bytes,
+    ridge_scoring_bytes,
+)
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import ProjectionName
 from attribench.gradients.ridge import Ridge, check_regularization
 from attribench.gradients.search import NUM_TIMESTEPS, search_ridge
-from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
+from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
 
 
 class KernelMethod(AttributionMethod):
@@ -66,6 +73,20 @@ class KernelMethod(AttributionMethod):
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""
         return GradientFeatures(context, self._options).refusal(context.train)
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of gradients, of the kernel, and of the scores."""
+        features, count = GradientFeatures(context, self._options), len(context.train)
+        dim, chunk = features.layout(context.train)
+        size = min(count, dim)
+        seconds = products_seconds(count, size, dim, context.device.type) + products_seconds(
+            size, size, size, context.device.type
+        )
+        return joined(
+            features.needs(context.train, num_queries),
+            Needs(ridge_bytes(count, dim, chunk), 0, seconds),
+            Needs(ridge_scoring_bytes(count, dim, chunk, num_queries), 0, 0.0),
+        )
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and factorise their kernel."""
@@ -120,6 +141,15 @@ class SimilarityMethod(AttributionMethod):
         """Refuse when the gradients do not fit into memory or on the disk."""
         checkpoints = self.access >= Access.CHECKPOINTS
         return GradientFeatures(context, self._options).refusal(context.train, checkpoints=checkpoints)
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of gradients at every model, and of comparing them."""
+        features, checkpoints = GradientFeatures(context, self._options), self.access >= Access.CHECKPOINTS
+        dim, chunk = features.layout(context.train, checkpoints)
+        return joined(
+            features.needs(context.train, num_queries, checkpoints),
+            Needs(comparison_bytes(len(context.train), dim, chunk, num_queries), 0, 0.0),
+        )
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients at every model, unless another method has."""

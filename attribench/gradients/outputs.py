@@ -13,7 +13,7 @@ from attribench.errors import UsageError, nearest
 
 ModelOutput = Literal["loss", "weighted-loss", "mean-squared-l2-norm", "mean", "l1-norm", "l2-norm", "linf-norm"]
 
-#: f of (predicted noise, true noise, loss weight of the timestep), each of one sample; a scalar.
+#: f of (prediction, what was to be predicted, loss weight of the timestep), each of one sample; a scalar.
 OutputFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OUTPUTS: dict[ModelOutput, OutputFunction] = {
@@ -40,7 +40,8 @@ def output_function(name: str) -> OutputFunction:
     ``linf-norm``            max \\|ε_θ\\|
     ======================== =========================
 
-    Means and sums run over pixels and channels.
+    Means and sums run over pixels and channels. Of a network that predicts v or the image in place of the noise, ε_θ is what
+    it predicts, and ε what it should.
 
     Raises:
         UsageError: there is no such output.
@@ -55,8 +56,14 @@ def loss_weights(schedule: NoiseSchedule) -> Tensor:
     """w_t = β_t / (2 α_t (1 − ᾱ_t)), float32 ``(1000,)``.
 
     The weight of a timestep's squared error in the variational bound when the reverse process has variance β_t
-    (equation 12 of arXiv 2006.11239).
+    (equation 12 of arXiv 2006.11239). An error δ of v is one of √ᾱ_t δ of the noise, an error δ of the image one of
+    √(ᾱ_t / (1 − ᾱ_t)) δ: their weights are the squares of these times as large.
     """
     alpha_bar = schedule.alpha_bar.double()
     alpha = alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    return ((1 - alpha) / (2 * alpha * (1 - alpha_bar))).float()
+    weights = (1 - alpha) / (2 * alpha * (1 - alpha_bar))
+    if schedule.prediction_type == "v_prediction":
+        weights = weights * alpha_bar
+    elif schedule.prediction_type == "sample":
+        weights = weights * alpha_bar / (1 - alpha_bar)
+    return weights.float()

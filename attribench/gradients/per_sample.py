@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.device import exact_float32
-from attribench.data import to_unit_range
+from attribench.data import ImageSet, to_unit_range
+from attribench.diffusion.inputs import Conditions, ModelInputs
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.gradients.layerwise import LayerwiseGradients, Take, whole
 from attribench.gradients.outputs import OutputFunction, loss_weights
@@ -54,31 +55,75 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torch.device, take: Take) -> bool:
+#: For networks that are told nothing.
+NO_CONDITIONS: Conditions = {}
+
+
+class Example(NamedTuple):
+    """What a network needs for one image of a kind, whatever is on it.
+
+    Attributes:
+        shape: (C, H, W) of what goes into the network.
+        conditions: what the network is told of one image.
+    """
+
+    shape: Sequence[int]
+    conditions: Conditions
+
+    @classmethod
+    def of(cls, inputs: ModelInputs, images: ImageSet) -> Example:
+        """The first of the images, which are such as ``inputs.seen`` gives."""
+        first = images[:1]
+        return cls(inputs.clean(first).shape[1:], inputs.conditions(first))
+
+
+def blank_gradients(
+    network: nn.Module,
+    image_shape: Sequence[int],
+    device: torch.device,
+    take: Take,
+    conditions: Conditions = NO_CONDITIONS,
+) -> bool:
     """Take the gradient of the sum of the predictions for one blank image, layer by layer.
 
     Args:
         image_shape: (C, H, W).
         take: is shown each call of a layer, with the gradient of its output.
+        conditions: what the network is told of one image.
 
     Returns:
         Whether layer by layer is all there is to it; see :attr:`LayerwiseGradients.complete`.
     """
     gradients = gradients_of(network, device)
     blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
+    steps = torch.zeros(1, dtype=torch.long, device=device)
     with sdpa_kernel(SDPBackend.MATH):
-        gradients.visit(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), take)
+        gradients.visit(
+            blank, steps, lambda predicted: predicted.sum(), take, told_rows(conditions, slice(0, 1), 1, blank)
+        )
     return gradients.complete
 
 
-def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
+def layerwise_bytes(
+    network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
+) -> int | None:
     """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
 
     Found out by taking the gradient of one blank image.
 
     Args:
         image_shape: (C, H, W).
+        conditions: what the network is told of one image.
     """
+    held, complete = held_bytes(network, image_shape, device, conditions)
+    # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
+    return 2 * held if complete else None
+
+
+def held_bytes(
+    network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
+) -> tuple[int, bool]:
+    """Bytes that the graph of one row holds for its backward pass, and whether layer by layer is all there is to it."""
     held: dict[int, int] = {}
 
     def note(value: Tensor) -> Tensor:
@@ -88,11 +133,8 @@ def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torc
 
     weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
     with saved_tensors_hooks(note, lambda value: value):
-        complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None)
-    if not complete:
-        return None
-    # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
-    return 2 * sum(size for pointer, size in held.items() if pointer not in weights)
+        complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None, conditions)
+    return sum(size for pointer, size in held.items() if pointer not in weights), complete
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +146,18 @@ class Pass:
         ids: their names.
         terms: each with all of the images.
         noisy: ``(T · N, C, H, W)``.
-        noise: that is in it, likewise.
+        target: what the network is to predict, likewise.
         timesteps: int ``(T · N,)``.
+        conditions: what the network is told, ``(T · N, …)`` each.
     """
 
     images: slice
     ids: Sequence[str]
     terms: Sequence[Term]
     noisy: Tensor
-    noise: Tensor
+    target: Tensor
     timesteps: Tensor
+    conditions: Conditions
 
 
 def noised_passes(
@@ -125,23 +169,41 @@ def noised_passes(
     seed: int,
     schedule: NoiseSchedule,
     like: Tensor,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Iterator[Pass]:
     """Every image at every term, in passes of at most ``samples`` images and ``together`` terms.
 
     Args:
-        images: uint8 ``(num_images, C, H, W)``.
+        images: ``(num_images, C, H, W)``, as :meth:`attribench.diffusion.inputs.ModelInputs.clean` gives them.
         ids: one name an image; its noise is a function of (seed, id, timestep, draw) alone.
         like: of the type, and on the device, that a pass shall be.
+        conditions: what the network is told of each image.
     """
     for begin in range(0, len(images), samples):
         some_images = slice(begin, min(begin + samples, len(images)))
-        clean, names = to_unit_range(images[some_images]), ids[some_images]
+        clean, names = to_clean(images[some_images]), ids[some_images]
         for first in range(0, len(terms), together):
             some = terms[first : first + together]
             noise = [sample_noise_batch(seed, names, timestep, draw, clean.shape[1:]) for timestep, draw in some]
             noisy = [schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, some, strict=True)]
+            target = [schedule.target(clean, one, timestep) for one, (timestep, _) in zip(noise, some, strict=True)]
             steps = torch.tensor([timestep for timestep, _ in some], device=like.device).repeat_interleave(len(clean))
-            yield Pass(some_images, names, some, torch.cat(noisy).to(like), torch.cat(noise).to(like), steps)
+            told = told_rows(conditions, some_images, len(some), like)
+            yield Pass(some_images, names, some, torch.cat(noisy).to(like), torch.cat(target).to(like), steps, told)
+
+
+def to_clean(images: Tensor) -> Tensor:
+    """What noise is added to: pixels scaled to [-1, 1], or what is in the model's own space already."""
+    return to_unit_range(images) if images.dtype == torch.uint8 else images.float()
+
+
+def told_rows(conditions: Conditions, images: slice, num_terms: int, like: Tensor) -> dict[str, Tensor]:
+    """What the network is told of some images, once a term."""
+    rows = {}
+    for name, value in conditions.items():
+        part = value[images].to(like.device, like.dtype if value.is_floating_point() else None)
+        rows[name] = part.repeat(num_terms, *(1 for _ in part.shape[1:]))
+    return rows
 
 
 class Reduction(Protocol):
@@ -178,14 +240,15 @@ def summed_gradients(
     report: Callable[[float], None] = lambda passes: None,
     normalized: bool = False,
     reduction: Reduction | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> Tensor:
     """Sum ∇_θ f, or ∇_θ f / ‖∇_θ f‖, over timesteps and draws of noise, for every sample.
 
     All parameters count, frozen or not; nothing of ``network`` is changed.
 
     Args:
-        network: an epsilon-predicting ``UNet2DModel`` in evaluation mode, on ``device``.
-        images: uint8 ``(num_images, C, H, W)``.
+        network: in evaluation mode, on ``device``; it predicts what ``schedule.target`` says.
+        images: ``(num_images, C, H, W)``, as :meth:`attribench.diffusion.inputs.ModelInputs.clean` gives them.
         ids: one name an image; its noise is a function of (seed, id, timestep, draw) alone.
         row_bytes: what :func:`layerwise_bytes` says of the network; None makes one pass a term with ``torch.func``, which
             works for every network.
@@ -193,6 +256,7 @@ def summed_gradients(
         normalized: divide the gradient of each timestep and draw by its length, before the sum; one of length 0 adds 0.
             Each must then be there by itself, in place of a sum over terms inside the product that makes it.
         reduction: what gradients are mapped to while they are made, and before they are normalised; needs ``row_bytes``.
+        conditions: what the network is told of each image.
 
     Returns:
         ``(num_images, num_parameters)``, or as long as ``reduction`` makes them, on ``device``, of the parameters' type and in
@@ -200,11 +264,7 @@ def summed_gradients(
     """
     length = num_parameters(network) if reduction is None else reduction.dim
     result = torch.zeros(len(images), length, device=device, dtype=_dtype(network))
-    samples, together = batch_size(result.shape[1], device), 1
-    if row_bytes is not None:
-        rows = pass_size(row_bytes + (own_bytes(result.shape[1]) if normalized else 0), device)
-        together = min(rows, len(terms))
-        samples = min(samples, rows // together)
+    samples, together = rows_together(len(images), len(terms), length, row_bytes, device, normalized)
     weights = loss_weights(schedule).to(result)
     if row_bytes is None:
         assert reduction is None
@@ -214,10 +274,26 @@ def summed_gradients(
     if normalized:
         add = _normalizing(add)
     with reproducible():
-        for some in noised_passes(images, ids, terms, samples, together, seed, schedule, result):
-            add(some.noisy, some.noise, some.timesteps, result[some.images])
+        for some in noised_passes(images, ids, terms, samples, together, seed, schedule, result, conditions):
+            add(some, result[some.images])
             report(float(len(some.noisy)))
     return result
+
+
+def rows_together(
+    num_images: int, num_terms: int, length: int, row_bytes: int | None, device: torch.device, normalized: bool = False
+) -> tuple[int, int]:
+    """Images, and terms of each, that :func:`summed_gradients` puts through the network together.
+
+    Args:
+        length: of what is added up for an image.
+    """
+    samples, together = batch_size(length, device), 1
+    if row_bytes is not None:
+        rows = pass_size(row_bytes + (own_bytes(length) if normalized else 0), device)
+        together = min(rows, num_terms)
+        samples = min(samples, rows // together)
+    return min(samples, max(1, num_images)), together
 
 
 def own_bytes(length: int) -> int:
@@ -225,15 +301,15 @@ def own_bytes(length: int) -> int:
     return 2 * 4 * length
 
 
-#: Of noisy images, noise and timesteps, one a row, and where to add the gradients: ``(N, num_parameters)`` where rows come
-#: term by term, N in each.
-_Adder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+#: Of what goes through the network together, and where to add the gradients: ``(N, num_parameters)`` where rows come term by
+#: term, N in each.
+_Adder = Callable[[Pass, Tensor], None]
 
 
 def _normalizing(add: _Adder) -> _Adder:
-    def add_normalized(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
-        rows = into.new_zeros(len(noisy), into.shape[1])
-        add(noisy, noise, steps, rows)  # as if every row were a sample
+    def add_normalized(some: Pass, into: Tensor) -> None:
+        rows = into.new_zeros(len(some.noisy), into.shape[1])
+        add(some, rows)  # as if every row were a sample
         lengths = rows.norm(dim=1, keepdim=True)
         rows /= lengths.where(lengths > 0, torch.ones_like(lengths))
         into += rows.view(-1, *into.shape).sum(0)
@@ -250,11 +326,11 @@ def _layerwise_adder(
 ) -> _Adder:
     gradients = gradients_of(network, device)
 
-    def add(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
+    def add(some: Pass, into: Tensor) -> None:
         def total(predicted: Tensor) -> Tensor:
-            return vmap(output)(predicted, noise, weights[steps]).sum()
+            return vmap(output)(predicted, some.target, weights[some.timesteps]).sum()
 
-        gradients.visit(noisy, steps, total, take(into))
+        gradients.visit(some.noisy, some.timesteps, total, take(into), some.conditions)
 
     return add
 
@@ -262,15 +338,24 @@ def _layerwise_adder(
 def _mapped_adder(network: nn.Module, output: OutputFunction, weights: Tensor, device: torch.device) -> _Adder:
     parameters, buffers = _state(network, device)
 
-    def evaluate(parameters: dict[str, Tensor], noisy: Tensor, noise: Tensor, step: Tensor, weight: Tensor) -> Tensor:
-        predicted = functional_call(network, (parameters, buffers), (noisy[None], step[None])).sample[0]
-        return output(predicted, noise, weight)
+    def evaluate(
+        parameters: dict[str, Tensor],
+        noisy: Tensor,
+        target: Tensor,
+        step: Tensor,
+        weight: Tensor,
+        told: dict[str, Tensor],
+    ) -> Tensor:
+        told = {name: value[None] for name, value in told.items()}
+        predicted = functional_call(network, (parameters, buffers), (noisy[None], step[None]), told).sample[0]
+        return output(predicted, target, weight)
 
-    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0))
+    gradients = vmap(grad(evaluate), in_dims=(None, 0, 0, 0, 0, 0))
 
-    def add(noisy: Tensor, noise: Tensor, steps: Tensor, into: Tensor) -> None:
-        at = 0
-        for gradient in gradients(parameters, noisy, noise, steps, weights[steps]).values():
+    def add(some: Pass, into: Tensor) -> None:
+        at, steps = 0, some.timesteps
+        found = gradients(parameters, some.noisy, some.target, steps, weights[steps], dict(some.conditions))
+        for gradient in found.values():
             flat = gradient.reshape(len(into), -1)  # added one by one: a copy of all would be as large again
             into[:, at : at + flat.shape[1]] += flat
             at += flat.shape[1]

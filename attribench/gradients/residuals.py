@@ -1,4 +1,4 @@
-"""How well the model predicts the noise in an image, at the timesteps and draws that its gradients come from."""
+"""How well the model predicts what it is to, at the timesteps and draws that an image's gradients come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attribench.computing.cost import measure
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.errors import AttribenchError
-from attribench.gradients.features import DECISIVE, model_digest
+from attribench.gradients.features import DECISIVE, model_spec
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import Term, noised_passes, reproducible
 from attribench.method import AttributionContext
@@ -28,7 +28,7 @@ _ROWS = 256
 
 
 def mean_residuals(context: AttributionContext, options: FeatureOptions, model: nn.Module, images: ImageSet) -> Tensor:
-    """√(mean((ε_θ − ε)²)) of every image, averaged over timesteps and draws of noise.
+    """√(mean((ε_θ − ε)²)) of every image, or of what else the network predicts, averaged over timesteps and draws of noise.
 
     Timesteps, draws and noise are those of the gradient features of the same options. Sums over them are kept in the parts
     in which features are: more timesteps or draws add to what is there.
@@ -40,10 +40,10 @@ def mean_residuals(context: AttributionContext, options: FeatureOptions, model: 
         AccessError: the method declared ``Access.DATA``.
         AttribenchError: an error is not finite.
     """
-    shared = context.shared_store()
+    shared, images = context.shared_store(), context.inputs.seen(images)
     common = {
         "code": source_hash(*(ROOT / name for name in _DECISIVE)),
-        "weights": model_digest(model),
+        **model_spec(context, model),
         "seed": context.seed,
         "images": images.content_hash,
     }
@@ -65,12 +65,14 @@ def _builder(
         like = next(model.parameters()).detach()
         total = torch.zeros(len(images), dtype=torch.float64)
         seed = derive_seed(context.seed, "gradients")
-        together = min(len(terms), 8)
+        together, inputs = min(len(terms), 8), context.inputs
+        clean, told = inputs.clean(images), inputs.conditions(images)
         with measure(context.device) as cost, reproducible():
             for some in noised_passes(
-                images.images, images.ids, terms, _ROWS // together, together, seed, context.schedule, like
+                clean, images.ids, terms, _ROWS // together, together, seed, context.schedule, like, told
             ):
-                errors = (model(some.noisy, some.timesteps).sample - some.noise).square().flatten(1).mean(1).sqrt()
+                predicted = model(some.noisy, some.timesteps, **some.conditions).sample
+                errors = (predicted - some.target).square().flatten(1).mean(1).sqrt()
                 total[some.images] += errors.cpu().double().view(len(some.terms), -1).sum(0)
                 report(float(len(errors)))
         if not torch.isfinite(total).all():

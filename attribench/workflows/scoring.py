@@ -16,7 +16,6 @@ from torch import Tensor
 from attribench.computing.cost import measure
 from attribench.computing.device import resolve_device
 from attribench.configuration.resolution import MethodConfig
-from attribench.data import ImageSet
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AttribenchError, UsageError
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, score, start
@@ -217,7 +216,7 @@ class Scoring:
         result["stored"] = {**self._context.store.used, **usage.stored}
 
     def _piece_spec(self, piece: Queries) -> Spec:
-        return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
+        return {**self.spec, "queries": self._context.inputs.seen(piece).content_hash}
 
     def _add_up(self, prepared: Artifact, artifacts: list[tuple[Artifact, int]]) -> None:
         preparation = prepared.load_json("cost")

@@ -11,7 +11,7 @@ import torch
 from loss_change_reference import context_of, drawn_loss, gradient, losses, move
 from tiny_data import TinyData
 
-from attribench import AttributionContext, Queries
+from attribench import AttributionContext, ImageSet, Queries
 from attribench.computing.seeding import derive_seed
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients import common_noise
@@ -72,7 +72,7 @@ def test_a_small_step_raises_the_query_s_loss_by_the_share_that_was_asked_for(
     image = tiny_data.validation.images[0]
     terms = [(0, 0), (500, 0)]
     before = losses(model, image[None], [COMMON], noise_seed(context), terms).mean()
-    model.load_state_dict(dict(method.changed(model, weights, image, "q")))
+    model.load_state_dict(dict(method.changed(model, weights, ImageSet(image[None], ("q",)))))
     after = losses(model, image[None], [COMMON], noise_seed(context), terms).mean()
     assert float(after / before - 1) == pytest.approx(1e-4, rel=0.01)
 

@@ -1,0 +1,62 @@
+"""A diffusion model under attribution: all that the methods need to know of it, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from attribench.diffusion.inputs import ModelInputs, PixelInputs
+from attribench.diffusion.noise import NoiseSchedule
+from attribench.errors import ModelError
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionModel:
+    """A network with what it works on: the :class:`~attribench.method.ModelProvider` of a model that somebody brings.
+
+    Gradients are taken of what the network gives as ``named_parameters()``.
+
+    Attributes:
+        name: what messages and pages call it.
+        network: called with noisy images, timesteps and what ``inputs.conditions`` gives; what comes back has its prediction
+            as ``sample``. In evaluation mode.
+        schedule: how much noise there is at a timestep, and what the network predicts there.
+        inputs: the space that noise is added in, and what the network is told.
+        channels: of the images it takes: 1 or 3; None if it does not say.
+        image_size: side of the square images it takes, in pixels; None if it does not say.
+        num_classes: that it is told of; 0 for none.
+        snapshots: load networks of the course of its training, in order.
+    """
+
+    name: str
+    network: nn.Module
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    inputs: ModelInputs = field(default_factory=PixelInputs)
+    channels: int | None = None
+    image_size: int | None = None
+    num_classes: int = 0
+    snapshots: Sequence[Callable[[], nn.Module]] = ()
+
+    def target_model(self) -> nn.Module:
+        """The network."""
+        return self.network
+
+    def checkpoints(self) -> Iterator[nn.Module]:
+        """The networks of its training, one at a time.
+
+        Raises:
+            ModelError: there are none, or one cannot be read.
+        """
+        if not self.snapshots:
+            raise ModelError(f"There are no checkpoints of {self.name}: name their folder with --checkpoints.")
+        return (load() for load in self.snapshots)
+
+    @property
+    def description(self) -> str:
+        """One line: how large it is, and what it predicts."""
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        what = {"epsilon": "the noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction_type]
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        return f"{self.name} ({count:,} parameters, predicts {what}{classes})"
