@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
-from attribench.gradients.needs import PIECE, block_bytes, joined
+from attribench.gradients.needs import PIECE, block_bytes, total
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.search import check_damping, search_number
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
@@ -71,8 +71,9 @@ class DataInf(AttributionMethod):
         features, count = GradientFeatures(context, self._options), len(context.train)
         length, chunk = features.layout(context.train)
         block, held = block_bytes(count, length, chunk)
-        scoring = held + 2 * block + 5 * 4 * length * min(PIECE, num_queries)
-        return joined(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0))
+        copies = 2 if block < 4 * length * count else 1  # in float64: of one block after the other
+        scoring = held + 2 * copies * block + 5 * 4 * length * min(PIECE, num_queries)
+        return total(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0))
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and each layer's λ."""

@@ -12,7 +12,7 @@ from attribench.errors import AttribenchError
 from attribench.gradients.ekfac import Curvature, LayerCurvature, precondition
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
-from attribench.gradients.needs import PIECE, block_bytes, joined
+from attribench.gradients.needs import PIECE, block_bytes, total
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.search import DAMPINGS, check_damping, search_number
@@ -73,7 +73,7 @@ class EKFAC(AttributionMethod):
         # Features and what becomes of them in float64, beside train images' and the layers'.
         scoring = held + 2 * block + 6 * queries + 2 * 4 * length
         curvature = Curvature(context, self._train).needs(model, context.train, features.trial(model, context.train))
-        return joined(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0))
+        return total(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0))
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and the curvature."""

@@ -13,6 +13,7 @@ from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.common_noise import CommonNoiseLosses, NoiseOwner, Weights, check_owner
+from attribench.gradients.needs import ARTIFACT_BYTES, total
 from attribench.gradients.options import equidistant
 from attribench.gradients.per_sample import Term, num_parameters
 from attribench.method import Access, AttributionContext, AttributionMethod, Needs, Queries
@@ -69,7 +70,8 @@ class LossChangeMethod(AttributionMethod):
         model = context.target_model()
         losses = CommonNoiseLosses(context, model, self._terms, self._noise)
         passes, trial = losses.passes * (1 + num_queries), losses.trial()
-        return Needs(losses.memory() + 6 * 8 * num_parameters(model), 4 * passes + 4096 * num_queries, passes * trial)
+        memory = losses.memory() + 6 * 8 * num_parameters(model)
+        return total(Needs(memory, 4 * passes + ARTIFACT_BYTES * num_queries, passes * trial))
 
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses at the target model."""

@@ -14,10 +14,10 @@ from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
 from attribench.gradients.needs import (
     comparison_bytes,
-    joined,
     products_seconds,
     ridge_bytes,
     ridge_scoring_bytes,
+    total,
 )
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
@@ -82,7 +82,7 @@ class KernelMethod(AttributionMethod):
         seconds = products_seconds(count, size, dim, context.device.type) + products_seconds(
             size, size, size, context.device.type
         )
-        return joined(
+        return total(
             features.needs(context.train, num_queries),
             Needs(ridge_bytes(count, dim, chunk), 0, seconds),
             Needs(ridge_scoring_bytes(count, dim, chunk, num_queries), 0, 0.0),
@@ -146,7 +146,7 @@ class SimilarityMethod(AttributionMethod):
         """Of gradients at every model, and of comparing them."""
         features, checkpoints = GradientFeatures(context, self._options), self.access >= Access.CHECKPOINTS
         dim, chunk = features.layout(context.train, checkpoints)
-        return joined(
+        return total(
             features.needs(context.train, num_queries, checkpoints),
             Needs(comparison_bytes(len(context.train), dim, chunk, num_queries), 0, 0.0),
         )

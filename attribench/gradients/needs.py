@@ -6,6 +6,8 @@ speak of, step by step; ``benchmarks/own_model_memory.py`` compares them with wh
 
 from __future__ import annotations
 
+import torch
+
 from attribench.method import Needs
 
 #: Bytes of features that are iterated over together, see :meth:`attribench.gradients.feature_set.FeatureSet.blocks`.
@@ -14,13 +16,16 @@ BLOCK_BYTES = 256 * 2**20
 #: Queries that are scored together, see :mod:`attribench.workflows.scoring`.
 PIECE = 64
 
+#: What libraries take for themselves at the first passes: compiled kernels, buffers, memory that is not given back at once.
+LIBRARY_BYTES = 150 * 2**20
+
 #: Specification, manifest and the header of a payload.
 ARTIFACT_BYTES = 4096
 
-#: Numbers that a core multiplies and adds in a second, cautiously.
-_FLOPS = {"cpu": 1e10, "cuda": 1e12}
+#: Multiplications and additions in a second: of a core, and of a GPU.
+_FLOPS = {"cpu": 2.5e10, "cuda": 1e12}
 #: Normal random numbers that are drawn in a second.
-_DRAWS = {"cpu": 1e8, "cuda": 1e10}
+_DRAWS = {"cpu": 2e8, "cuda": 1e10}
 
 
 def block_bytes(num_rows: int, dimensions: int, chunk_rows: int) -> tuple[int, int]:
@@ -55,19 +60,28 @@ def ridge_scoring_bytes(num_train: int, dimensions: int, chunk_rows: int, num_qu
 def comparison_bytes(num_train: int, dimensions: int, chunk_rows: int, num_queries: int) -> int:
     """Peak of comparing features of train images with those of one piece of queries."""
     queries = min(PIECE, num_queries)
-    _, held = block_bytes(num_train, dimensions, chunk_rows)
-    working = min(128 * 2**20, 4 * dimensions * (3 * min(num_train, chunk_rows) + 3 * queries))
-    return held + 4 * queries * dimensions + working
+    block, held = block_bytes(num_train, dimensions, chunk_rows)
+    if block < 4 * dimensions * num_train:  # the one before is held while the next is made
+        held += block
+    working = min(128 * 2**20, 4 * dimensions * (min(num_train, chunk_rows) + queries))
+    return held + 4 * queries * dimensions + 2 * working
 
 
 def products_seconds(rows: float, columns: float, inner: float, device: str) -> float:
     """Time of a matrix product."""
-    return 2 * rows * columns * inner / _FLOPS.get(device, _FLOPS["cpu"])
+    cores = torch.get_num_threads() if device == "cpu" else 1
+    return 2 * rows * columns * inner / (cores * _FLOPS.get(device, _FLOPS["cpu"]))
 
 
 def draws_seconds(count: float, device: str) -> float:
     """Time of drawing normal random numbers."""
     return count / _DRAWS.get(device, _DRAWS["cpu"])
+
+
+def total(*parts: Needs) -> Needs:
+    """All that a method takes: its steps, and what libraries take."""
+    whole = joined(*parts)
+    return Needs(whole.memory + LIBRARY_BYTES, whole.disk, whole.seconds)
 
 
 def joined(*parts: Needs) -> Needs:
