@@ -77,6 +77,15 @@ def open_square(source: Path | BinaryIO, size: int) -> Image.Image:
         return narrow.resize((size, size), Image.Resampling.BILINEAR, box=(0, top, size, top + side))
 
 
+def square_of(image: Image.Image, size: int) -> Image.Image:
+    """A picture that is decoded already, upright, opaque, in RGB, cropped and resized like :func:`open_square`.
+
+    Raises:
+        DataError: its values have no known range.
+    """
+    return fit_square(_to_rgb(ImageOps.exif_transpose(image), (0, 65535)), size)
+
+
 @contextmanager
 def _decoded(source: Path | BinaryIO, sufficient: int | None = None) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
     """The upright image in the file's own mode, and the values of black and white in grey of more than 8 bits.

@@ -113,8 +113,7 @@ def _widened(folder: Folder, channels: int) -> Folder:
     images = folder.images
     if images.image_shape[0] == channels:
         return folder
-    widened = ImageSet(images.images.expand(-1, channels, -1, -1), images.ids)
-    return replace(folder, images=widened)
+    return replace(folder, images=replace(images, images=images.images.expand(-1, channels, -1, -1)))
 
 
 def _name(path: Path, folder: Path) -> str:
