@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 import lazy_loader
 
 if TYPE_CHECKING:
+    from attribench.api import Attribution as Attribution
+    from attribench.api import Evaluation as Evaluation
+    from attribench.api import attribute as attribute
+    from attribench.api import evaluate as evaluate
     from attribench.computing.seeding import derive_seed as derive_seed
     from attribench.data import AttributionDataModule as AttributionDataModule
     from attribench.data import ImageSet as ImageSet
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 _exported, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "api": ["Attribution", "Evaluation", "attribute", "evaluate"],
         "computing.seeding": ["derive_seed"],
         "data": ["AttributionDataModule", "ImageSet"],
         "errors": ["AttribenchError"],

@@ -152,6 +152,17 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     return MethodConfig(row, cls, options, touched, tuned_on, tuple(sorted(changed)))
 
 
+def class_config(cls: type[Any], changed: Mapping[str, Any]) -> MethodConfig:
+    """A method that is given as a class, with its defaults but for the caller's changes.
+
+    Raises:
+        UsageError: there is no such option, or a value is of the wrong type.
+    """
+    defaults, options = option_defaults(cls), typed(cls, "method", dict(changed))
+    touched = {key: options[key] for key in changed if options[key] != defaults.get(key)}
+    return MethodConfig(METHODS.name_of(cls) or cls.__name__, cls, options, touched)
+
+
 def all_methods() -> tuple[list[str], dict[str, str]]:
     """What ``--method all`` means: every method, by its named configurations where there are some.
 

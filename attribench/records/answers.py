@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from attribench.data import ImageSet
 from attribench.method import SpatialEvidence
 from attribench.store.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,9 @@ class Attributed:
         options: the method's.
         train: the train images.
         queries: the images explained.
+        scores: ``(num_queries, num_train)``; higher = stronger proponent.
         rankings: of each query, its strongest train images.
+        model: the model that was looked at, in a line; empty if none was.
         skipped: pictures left out, with the reason, of both folders.
         others: files that are no pictures, of both folders.
     """
@@ -80,7 +85,9 @@ class Attributed:
     options: dict[str, Any]
     train: ImageSet
     queries: ImageSet
+    scores: Tensor
     rankings: list[Ranking]
+    model: str = ""
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -100,8 +107,8 @@ class Ranking:
     explanation: Explanation | None = None
 
 
-def save_scores(result: Attributed, path: Path) -> None:
-    """Write a Parquet file with columns ``query``, ``train``, ``rank`` from 1, ``score``."""
+def score_table(result: Attributed) -> pd.DataFrame:
+    """A table with columns ``query``, ``train``, ``rank`` from 1, ``score``."""
     import pandas as pd
 
     rows = [
@@ -110,6 +117,11 @@ def save_scores(result: Attributed, path: Path) -> None:
         for rank, (index, score) in enumerate(zip(ranking.indices, ranking.scores, strict=True), start=1)
     ]
     table = pd.DataFrame(rows, columns=["query", "train", "rank", "score"])
+    return table.astype({"rank": "int64", "score": "float64"})
+
+
+def save_scores(result: Attributed, path: Path) -> None:
+    """Write :func:`score_table` as a Parquet file."""
     buffer = io.BytesIO()
-    table.astype({"rank": "int64", "score": "float64"}).to_parquet(buffer, index=False)
+    score_table(result).to_parquet(buffer, index=False)
     atomic_write(path, buffer.getvalue())

@@ -1,129 +1,114 @@
-"""Attribution of one's own folders: no model and no retraining, only images compared with images."""
+"""Attribution of one's own images: compared with each other, or by the gradients of the model that was trained on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
 from attribench.configuration.resolution import MethodConfig
 from attribench.data import ImageSet
-from attribench.data.decoding import Channels
-from attribench.data.files import some
-from attribench.data.folders import Folder, read_folder, same_channels
-from attribench.diffusion.noise import NoiseSchedule
-from attribench.errors import UsageError
-from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
+from attribench.method import AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
 from attribench.records.answers import Attributed, Explanation, Ranking
 from attribench.records.lds import row_name
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
-from attribench.workflows.checks import instances
+from attribench.workflows.checks import check_names, instances
 from attribench.workflows.explanation import explained, knows_where, with_evidence
-from attribench.workflows.scoring import Scoring, access_of, require
-
-#: Root of the noise; the seed of the benchmark's target model.
-_SEED = 42
+from attribench.workflows.forecast import Planned, forecast
+from attribench.workflows.own_images import OwnImages, Request, check_methods, open_images
+from attribench.workflows.scoring import Scoring, require
 
 #: Raise it when evidence in the store must not be read any more.
 _EVIDENCE_FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
+def attribute(
+    request: Request, configs: Sequence[MethodConfig], runtime: Runtime, progress: Progress
+) -> Iterator[Attributed]:
+    """Rank the train images for every query, by one method after the other.
 
-    Args:
-        train: folder of train images.
-        queries: folder of images to explain.
-        top: train images a query to report, 0 for all.
-        image_size: side of the square all images are brought to, in pixels.
-        channels: ``RGB``, ``grey``, or ``auto``: grey if no image has colour.
-        heat_maps: for how many of a query's train images to show where the score comes from.
-    """
-
-    train: Path
-    queries: Path
-    top: int = 20
-    image_size: int = 32
-    channels: Channels = "auto"
-    heat_maps: int = 20
-
-    def __post_init__(self) -> None:
-        if self.top < 0:
-            raise UsageError("--top must be 0 (all) or more.")
-        if self.heat_maps < 0:
-            raise UsageError("--heat-maps must be 0 or more.")
-        if self.image_size < 2:
-            raise UsageError("--image-size must be at least 2.")
-
-
-def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress: Progress) -> Attributed:
-    """Rank the train images for every query.
-
-    What is decoded and computed stays in the store under ``runtime.workdir``: a call that was stopped goes on.
+    What is decoded and computed stays in the store under ``runtime.workdir``: a call that was stopped goes on. Nothing is
+    computed before it is known that all methods can run.
 
     Raises:
-        UsageError: the method needs a model.
+        UsageError: a method needs a model, or its checkpoints, and there are none; or it cannot run here.
+        ModelError: the model cannot be read, or does not take such images.
         DataError: a folder does not exist, or holds no image that can be read.
     """
-    if access_of(config.cls) > Access.DATA:
-        raise UsageError(
-            f"{config.name} looks at a model, and there is none here: use a method that compares images, such as nda, "
-            "pixel or clip."
+    check_methods(request, configs)
+    check_names(configs)
+    methods = instances(configs)
+    own = open_images(request, runtime, progress)
+    tasks = [_Task(own, config, method) for config, method in methods]
+    looking = [task for task in tasks if task.context.models is not None]
+    for task in tasks:
+        if task not in looking:
+            require(task.method, task.config.name, task.context)
+    forecast([task.planned for task in looking if not task.done], len(own.queries.images), progress)
+    for task in looking:  # after the forecast, which names the option that would do
+        require(task.method, task.config.name, task.context)
+    for task in tasks:
+        yield task.run(request)
+
+
+class _Task:
+    """One method on one's own images."""
+
+    def __init__(self, own: OwnImages, config: MethodConfig, method: AttributionMethod) -> None:
+        self._own, self.config, self.method = own, config, method
+        self.context = own.context(config)
+        self._asked = own.asked(self.context.access)
+
+    @property
+    def planned(self) -> Planned:
+        """For a forecast of what it takes."""
+        return Planned(self.config, self.method, self.context)
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        return Scoring(self._own.store, self.method, self.config, self.context, self._own.weights(self.context))
+
+    @property
+    def done(self) -> bool:
+        """Whether the scores are in the store."""
+        return self._scoring.complete({"queries": self._asked})
+
+    def run(self, request: Request) -> Attributed:
+        """Score, rank and explain."""
+        scores = self._scoring.scores({"queries": self._asked})["queries"]
+        own, context = self._own, self.context
+        count = min(request.top or len(own.train.images), len(own.train.images))
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+        explanations = _explanations(
+            self.method,
+            context,
+            self._scoring,
+            self._asked,
+            order[:, : request.heat_maps],
+            scores,
+            own.store,
+            own.progress,
         )
-    ((_, method),) = instances([config])
-    device = resolve_device(runtime.accelerator)
-    store = ArtifactStore(Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message)
-    train, queries = same_channels(
-        *(_read(folder, request, store, progress) for folder in (request.train, request.queries))
-    )
-    context = AttributionContext(
-        train=train.images,
-        schedule=NoiseSchedule(),
-        device=device,
-        seed=_SEED,
-        store=store.scoped(f"methods/{config.cls.__qualname__}"),
-        access=Access.DATA,
-        progress=progress,
-    )
-    require(method, config.name, context)
-    scoring = Scoring(store, method, config, context)
-    asked = Queries.of(queries.images, "queries")
-    scores = scoring.scores({"queries": asked})["queries"]
-    count = min(request.top or len(train.images), len(train.images))
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-    explanations = _explanations(
-        method, context, scoring, asked, order[:, : request.heat_maps], scores, store, progress
-    )
-    rankings = [
-        Ranking(indices.tolist(), row[indices].tolist(), explanation)
-        for indices, row, explanation in zip(order, scores, explanations, strict=True)
-    ]
-    return Attributed(
-        row_name(config.name, config.changed),
-        config.options,
-        train.images,
-        queries.images,
-        rankings,
-        {"train": train.skipped, "queries": queries.skipped},
-        {"train": train.others, "queries": queries.others},
-    )
-
-
-def _read(folder: Path, request: Request, store: ArtifactStore, progress: Progress) -> Folder:
-    found = read_folder(folder, request.image_size, store, channels=request.channels, progress=progress)
-    for name, reason in found.skipped.items():
-        progress.message(f"Skipped {folder / name}: {reason}.")
-    if found.others:
-        progress.message(f"Passed over in {folder}, no pictures: {len(found.others)} ({some(found.others)}).")
-    return found
+        rankings = [
+            Ranking(indices.tolist(), row[indices].tolist(), explanation)
+            for indices, row, explanation in zip(order, scores, explanations, strict=True)
+        ]
+        return Attributed(
+            row_name(self.config.name, self.config.changed),
+            self.config.options,
+            own.train.images,
+            own.queries.images,
+            scores,
+            rankings,
+            own.model.description if context.models is not None and own.model is not None else "",
+            {"train": own.train.skipped, "queries": own.queries.skipped},
+            {"train": own.train.others, "queries": own.queries.others},
+        )
 
 
 def _explanations(

@@ -21,7 +21,9 @@ def pictures(count: int, prefix: str, side: int) -> ImageSet:
 def page(num_queries: int, num_train: int, side: int = 2) -> str:
     ranking = Ranking(list(range(num_train)), [1.0 / (1 + n) for n in range(num_train)])
     train, queries = pictures(num_train, "train", side), pictures(num_queries, "query", side)
-    result = Attributed("pixel", {}, train, queries, [ranking] * num_queries, others={"train": ("a.txt", "b.txt")})
+    result = Attributed(
+        "pixel", {}, train, queries, torch.zeros(0), [ranking] * num_queries, others={"train": ("a.txt", "b.txt")}
+    )
     return attribution_page(result)
 
 

@@ -39,7 +39,7 @@ def attribution_page(result: Attributed) -> str:
         "attribution.html.j2",
         method=result.method,
         options=", ".join(f"{key} = {value}" for key, value in result.options.items()),
-        how="No model was used: images were compared with images.",
+        how=f"The model: {result.model}." if result.model else "No model was used: images were compared with images.",
         num_train=f"{len(result.train):,}",
         size=f"{height}×{width}{' grey' if channels == 1 else ''}",
         queries=queries,

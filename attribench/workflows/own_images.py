@@ -1,0 +1,246 @@
+"""What somebody brings to be attributed: images, and perhaps a model, read and made to fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attribench.computing.device import resolve_device
+from attribench.computing.progress import Progress
+from attribench.configuration.resolution import MethodConfig
+from attribench.data.decoding import Channels
+from attribench.data.files import some
+from attribench.data.folders import Folder, same_channels
+from attribench.data.sources import folder_labels, read_source
+from attribench.diffusion.model import DiffusionModel
+from attribench.diffusion.noise import NoiseSchedule
+from attribench.diffusion.pretrained import load_model
+from attribench.errors import ModelError, UsageError
+from attribench.gradients.features import model_digest, model_spec
+from attribench.gradients.per_sample import Example, told_rows
+from attribench.method import Access, AttributionContext, Queries
+from attribench.settings import Runtime
+from attribench.store.artifacts import ArtifactStore
+from attribench.store.files import canonical, digest_text
+from attribench.store.shared import SharedStore
+from attribench.workflows.scoring import access_of
+
+#: Root of the noise; the seed of the benchmark's target model.
+_SEED = 42
+
+#: What a grey model's images are read as, and an RGB model's.
+_CHANNELS: dict[int, Channels] = {1: "grey", 3: "RGB"}
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked for.
+
+    Args:
+        train: the train images: a folder's path, or what else :func:`attribench.data.sources.read_source` takes.
+        queries: the images to explain, likewise.
+        top: train images a query to report, 0 for all.
+        image_size: side of the square all images are brought to, in pixels; None: the model's, or 32.
+        channels: ``RGB``, ``grey``, or ``auto``: the model's, or grey if no image has colour.
+        heat_maps: for how many of a query's train images to show where the score comes from.
+        model: the model that was trained on the train images, see :func:`attribench.diffusion.pretrained.load_model`.
+        scheduler: its noise schedule, if it does not bring it, likewise.
+        checkpoints: the folder of its training's checkpoints, likewise.
+    """
+
+    train: object
+    queries: object
+    top: int = 20
+    image_size: int | None = None
+    channels: Channels = "auto"
+    heat_maps: int = 20
+    model: object = None
+    scheduler: object = None
+    checkpoints: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < 0:
+            raise UsageError("--top must be 0 (all) or more.")
+        if self.heat_maps < 0:
+            raise UsageError("--heat-maps must be 0 or more.")
+        if self.image_size is not None and self.image_size < 2:
+            raise UsageError("--image-size must be at least 2.")
+        if self.model is None and (self.checkpoints is not None or self.scheduler is not None):
+            given = "--checkpoints" if self.checkpoints is not None else "--scheduler"
+            raise UsageError(f"{given} belongs to a model: name that with --model.")
+
+
+def check_methods(request: Request, configs: Sequence[MethodConfig]) -> None:
+    """Insist that there is all that the methods look at.
+
+    Raises:
+        UsageError: a method looks at a model, its checkpoints or retrained models, and there are none.
+    """
+    for config in configs:
+        access = access_of(config.cls)
+        if access >= Access.RETRAINED:
+            raise UsageError(f"{config.name} is given models retrained on subsets, and there are none here.")
+        if access >= Access.MODEL and request.model is None:
+            raise UsageError(
+                f"{config.name} looks at a model, and there is none here: name it with --model, or use a method that compares "
+                "images, such as nda, pixel or clip."
+            )
+        if access >= Access.CHECKPOINTS and request.checkpoints is None:
+            raise UsageError(
+                f"{config.name} looks at checkpoints of the model's training: name their folder with --checkpoints."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """Images that fit each other, and the model if there is one.
+
+    Attributes:
+        train: the train images, with labels where the model is told classes.
+        queries: the images to explain, likewise.
+        model: None if there is none.
+        store: where everything is kept.
+        device: where to compute.
+    """
+
+    train: Folder
+    queries: Folder
+    model: DiffusionModel | None
+    store: ArtifactStore
+    device: torch.device
+    progress: Progress
+
+    def context(self, config: MethodConfig) -> AttributionContext:
+        """What a method may work with. One that compares images is not given the model, nor its noise schedule."""
+        access, own = access_of(config.cls), self.store.scoped(f"methods/{config.cls.__qualname__}")
+        common = {"device": self.device, "seed": _SEED, "store": own, "access": access, "progress": self.progress}
+        if access < Access.MODEL or self.model is None:
+            return AttributionContext(self.train.images, NoiseSchedule(), **common)  # type: ignore[arg-type]
+        return AttributionContext(
+            self.train.images,
+            self.model.schedule,
+            models=self.model,
+            shared=SharedStore(self.store.scoped("shared")),
+            inputs=self.model.inputs,
+            **common,  # type: ignore[arg-type]
+        )
+
+    def asked(self, access: Access) -> Queries:
+        """The queries as a method gets them.
+
+        Noise is a function of an image's name. A query and a train image of one name would share it, and look alike to a
+        model for no other reason: for methods that look at one, queries have names of their own.
+        """
+        images = self.queries.images
+        if access >= Access.MODEL:
+            images = replace(images, ids=tuple(f"query: {name}" for name in images.ids))
+        return Queries.of(images, "queries")
+
+    def weights(self, context: AttributionContext) -> str | None:
+        """Identifies the model that a method looks at, with its checkpoints if it looks at these; None if at none."""
+        if context.models is None:
+            return None
+        parts = [canonical(model_spec(context, context.target_model()))]
+        if context.access >= Access.CHECKPOINTS:
+            parts += [model_digest(model) for model in context.checkpoints()]
+        return digest_text("".join(parts))
+
+
+def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnImages:
+    """Read the model first, which says what size the images are to have, then the images.
+
+    Raises:
+        UsageError: options that contradict the model.
+        ModelError: the model cannot be read, or cannot be run on such images.
+        DataError: images that cannot be read, or do not fit the model.
+    """
+    device = resolve_device(runtime.accelerator)
+    store = ArtifactStore(Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message)
+    model = None
+    if request.model is not None:
+        model = load_model(request.model, request.scheduler, request.checkpoints)
+        progress.message(f"The model: {model.description}.")
+    size, channels = _image_size(request, model), _channels(request, model)
+    sources = (("train", request.train), ("queries", request.queries))
+    train, queries = same_channels(*(_read(name, source, size, channels, store, progress) for name, source in sources))
+    if model is not None:
+        if model.num_classes:
+            train, queries = _labelled(request, model, train, queries, progress)
+        _try_out(model, train, device)
+    return OwnImages(train, queries, model, store, device, progress)
+
+
+def _image_size(request: Request, model: DiffusionModel | None) -> int | None:
+    own, asked = model.image_size if model else None, request.image_size
+    if own and asked and own != asked:
+        raise UsageError(f"--image-size {asked}: the model takes images of {own}×{own}.")
+    size = own or asked
+    paths = [source for source in (request.train, request.queries) if isinstance(source, str | Path)]
+    if model is not None and size is None and paths:
+        raise UsageError(f"{model.name} does not say what size of images it takes: name it with --image-size.")
+    return size
+
+
+def _channels(request: Request, model: DiffusionModel | None) -> Channels:
+    if model is None or model.channels is None:
+        return request.channels
+    own = _CHANNELS[model.channels]
+    if request.channels not in ("auto", own):
+        raise UsageError(f"--channels {request.channels}: the model takes {own} images.")
+    return own
+
+
+def _read(
+    name: str, source: object, size: int | None, channels: Channels, store: ArtifactStore, progress: Progress
+) -> Folder:
+    found = read_source(source, size, store, channels=channels, progress=progress, name=name)
+    place = source if isinstance(source, str | Path) else name
+    for file, reason in found.skipped.items():
+        progress.message(f"Skipped {Path(str(place)) / file}: {reason}.")
+    if found.others:
+        progress.message(f"Passed over in {place}, no pictures: {len(found.others)} ({some(found.others)}).")
+    return found
+
+
+def _labelled(
+    request: Request, model: DiffusionModel, train: Folder, queries: Folder, progress: Progress
+) -> tuple[Folder, Folder]:
+    """Labels from subfolders, where images come from folders."""
+    of_folder = [isinstance(source, str | Path) for source in (request.train, request.queries)]
+    if of_folder[0]:
+        names = queries.images.ids if of_folder[1] else ()
+        own, asked, classes = folder_labels(train.images.ids, names, model.num_classes)
+        shown = [f"{number} = {folder}" for number, folder in enumerate(classes)] if not classes[0].isdecimal() else []
+        if shown:
+            progress.message(f"Classes by subfolder: {some(shown)}.")
+        train = replace(train, images=replace(train.images, labels=own))
+        if of_folder[1]:
+            queries = replace(queries, images=replace(queries.images, labels=asked))
+    for folder in (train, queries):
+        model.inputs.seen(folder.images)
+    return train, queries
+
+
+@torch.inference_mode()
+def _try_out(model: DiffusionModel, train: Folder, device: torch.device) -> None:
+    """Run the network once, so that images it cannot take are an error of one line."""
+    network = model.network.to(device).eval()
+    example = Example.of(model.inputs, model.inputs.seen(train.images))
+    like = next(network.parameters())
+    blank = torch.zeros(1, *example.shape, device=device, dtype=like.dtype)
+    told = told_rows(example.conditions, slice(0, 1), 1, blank)
+    try:
+        predicted = network(blank, torch.zeros(1, dtype=torch.long, device=device), **told).sample
+    except Exception as error:  # networks raise what they like
+        shape = "×".join(map(str, example.shape))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{model.name} cannot be run on images of {shape} (channels × height × width): {reason}"
+        ) from error
+    if predicted.shape != blank.shape:
+        raise ModelError(
+            f"{model.name} gives {tuple(predicted.shape[1:])} for images of {tuple(example.shape)}: both must be alike."
+        )
