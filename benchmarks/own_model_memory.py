@@ -1,0 +1,126 @@
+"""Memory that is stated before the work, against the measured peak, for models of three sizes.
+
+    python benchmarks/own_model_memory.py
+    python benchmarks/own_model_memory.py --sizes small --methods dtrak ekfac
+
+Every line is a process of its own: a model that nobody trained, random images, and `attribench attribute`'s own steps, what is
+stated first. The peak is what the process allocates while gradients, kernel and scores are computed, beside what it held
+before, sampled every 20 ms. On a GPU it is the GPU's, and the process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from attribench import AttributionContext, ImageSet, Queries, load_method
+from attribench.computing.cost import measure
+from attribench.diffusion.model import DiffusionModel
+from attribench.method import score, start
+from attribench.store.artifacts import ArtifactStore
+from attribench.store.shared import SharedStore
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, images, and what makes methods with a projection quick enough to be tried on a CPU."""
+
+    channels: int
+    side: int
+    widths: tuple[int, ...]
+    num_train: int
+    num_queries: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SIZES = {
+    "small": Size(1, 8, (16, 32), 1500, 64, {"num_timesteps": 10}),
+    "medium": Size(3, 16, (32, 64, 64), 400, 16, {"num_timesteps": 2, "projection": "basic", "proj_dim": 1024}),
+    "large": Size(3, 32, (64, 128, 128), 100, 8, {"num_timesteps": 1, "projection": "basic", "proj_dim": 512}),
+}
+
+
+def network(size: Size) -> UNet2DModel:
+    levels = len(size.widths)
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=size.side,
+        in_channels=size.channels,
+        out_channels=size.channels,
+        layers_per_block=1,
+        block_out_channels=size.widths,
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        norm_num_groups=8,
+    ).eval()
+
+
+def compare(size: Size, name: str) -> dict[str, Any]:
+    """What is stated, and what is measured, in bytes and seconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = size.num_train + size.num_queries
+    pixels = torch.randint(0, 256, (count, size.channels, size.side, size.side), dtype=torch.uint8)
+    train = ImageSet(pixels[: size.num_train], tuple(f"train-{i}" for i in range(size.num_train)))
+    queries = Queries(pixels[size.num_train :], tuple(f"query-{i}" for i in range(size.num_queries)))
+    cls = load_method(name)
+    known = cls.__init__.__code__.co_varnames
+    method = cls(**{key: value for key, value in size.options.items() if key in known})
+    unet = network(size)
+    model = DiffusionModel("random", unet, snapshots=[lambda: unet, lambda: unet])
+    with tempfile.TemporaryDirectory() as folder:
+        store = ArtifactStore(Path(folder))
+        context = AttributionContext(
+            train, model.schedule, device, 42, store, cls.access, model, shared=SharedStore(store.scoped("shared"))
+        )
+        needs = method.needs(context, len(queries))
+        assert needs is not None
+        with measure(device) as cost:
+            start(method, context)
+            for begin in range(0, len(queries), 64):
+                score(method, queries[begin : begin + 64])
+        disk = sum(artifact.num_bytes for artifact in store.scoped("shared").artifacts())
+    return {
+        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "stated": needs.memory, "measured": cost.peak_bytes, "stated_disk": needs.disk, "disk": disk,
+        "stated_seconds": needs.seconds, "seconds": cost.seconds, "device": str(device),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--methods", nargs="+", default=["dtrak", "gradient"])
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.in_this_process:
+        print(json.dumps(compare(SIZES[options.sizes[0]], options.methods[0])))
+        return
+    print(
+        "| size | parameters | train images | method | stated MiB | measured MiB | stated / measured | disk MiB | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size in options.sizes:
+        for method in options.methods:
+            command = [sys.executable, __file__, "--in-this-process", "--sizes", size, "--methods", method]
+            found = json.loads(subprocess.check_output(command, text=True))
+            stated, measured = found["stated"] / 2**20, found["measured"] / 2**20
+            cells = [
+                size, f"{found['parameters']:,}", SIZES[size].num_train, method, f"{stated:.0f}", f"{measured:.0f}",
+                f"{stated / measured:.2f}", f"{found['stated_disk'] / 2**20:.0f} / {found['disk'] / 2**20:.0f}",
+                f"{found['stated_seconds']:.0f} / {found['seconds']:.0f}",
+            ]  # fmt: skip
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
