@@ -27,7 +27,7 @@ def inner_products(rows: FeatureSet, columns: FeatureSet, device: torch.device) 
 
     Taken from the store that both sets of features came from, if there is one, and left there.
     """
-    if rows.origin is None or columns.origin is None or 8 * rows.num_samples * columns.num_samples > _MOST_BYTES:
+    if rows.origin is None or columns.origin is None or not kept_bytes(rows.num_samples, columns.num_samples):
         return _multiply(rows, columns, device)
 
     def build(staging: Staging) -> None:
@@ -44,6 +44,12 @@ def inner_products(rows: FeatureSet, columns: FeatureSet, device: torch.device) 
     }
     artifact = rows.origin.shared.get_or_create(_KIND, spec, build)
     return artifact.load_tensors("products")["products"].to(device)
+
+
+def kept_bytes(num_rows: int, num_columns: int) -> int:
+    """Bytes of so many inner products in the store; 0 if they are not kept."""
+    size = 8 * num_rows * num_columns
+    return size if size <= _MOST_BYTES else 0
 
 
 def _multiply(rows: FeatureSet, columns: FeatureSet, device: torch.device) -> Tensor:

@@ -12,7 +12,10 @@ from attribench.computing.similarity import Kind, similarity
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
+from attribench.gradients.inner_products import kept_bytes
 from attribench.gradients.needs import (
+    ARTIFACT_BYTES,
+    PIECE,
     comparison_bytes,
     products_seconds,
     ridge_bytes,
@@ -82,9 +85,13 @@ class KernelMethod(AttributionMethod):
         seconds = products_seconds(count, size, dim, context.device.type) + products_seconds(
             size, size, size, context.device.type
         )
+        kept = 0
+        if count <= dim:
+            pieces = [min(PIECE, num_queries - begin) for begin in range(0, num_queries, PIECE)]
+            kept = sum(kept_bytes(rows, count) + ARTIFACT_BYTES for rows in (count, *pieces))
         return total(
             features.needs(context.train, num_queries),
-            Needs(ridge_bytes(count, dim, chunk), 0, seconds),
+            Needs(ridge_bytes(count, dim, chunk), kept, seconds),
             Needs(ridge_scoring_bytes(count, dim, chunk, num_queries), 0, 0.0),
         )
 

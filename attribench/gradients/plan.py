@@ -19,8 +19,8 @@ from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec
 
-#: Gradients that a trial takes, at most, to find out how long they take.
-_TRIAL_ROWS = 16
+#: Gradients that a trial takes at first, and how long it then goes on, about: many together take less time each.
+_TRIAL_ROWS, _TRIAL_SECONDS = 8, 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,21 +98,21 @@ class Plan:
         samples, together = rows_together(
             len(first), len(terms), self.length, self.row_bytes, self.device, self.normalized
         )
-        some, terms = first[: max(1, min(samples, _TRIAL_ROWS // together))], terms[: min(together, _TRIAL_ROWS)]
 
-        def run() -> float:
+        def per_row(rows: int) -> float:
+            some, few = first[: max(1, min(samples, rows // together))], terms[: min(together, rows)]
             started = time.perf_counter()
             summed_gradients(
-                self.model, context.inputs.clean(some), some.ids, terms, output_function(options.f), 0, context.schedule,
+                self.model, context.inputs.clean(some), some.ids, few, output_function(options.f), 0, context.schedule,
                 self.device, self.row_bytes, normalized=self.normalized, conditions=context.inputs.conditions(some),
                 reduction=self.projection if isinstance(self.projection, FactoredProjection) else None,
             )  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            return time.perf_counter() - started
+            return (time.perf_counter() - started) / (len(some) * len(few))
 
-        run()  # the first one finds out how to compute
-        return run() / (len(some) * len(terms))
+        per_row(_TRIAL_ROWS)  # the first one finds out how to compute
+        return per_row(max(_TRIAL_ROWS, round(_TRIAL_SECONDS / per_row(_TRIAL_ROWS))))
 
     def disk(self) -> int:
         """Bytes that the missing parts will take."""

@@ -21,19 +21,21 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "plain_unet.py"
 
 #: Gradients of the loss, with noise of its own for every image, are told from each other at more timesteps than others.
-MORE = ["--method.num_timesteps", "100"]
+MORE = ["--method.num_timesteps", "50"]
 
 #: Every method that looks at gradients of the model.
 METHODS: dict[str, list[str]] = {
     "gradient": MORE, "gradient-dot": MORE, "tracincp": MORE, "gas": MORE, "trak": MORE,
     "logra": [*MORE, "--method.proj_dim", "4096"], "dtrak": [], "das": [], "relative-influence": MORE,
-    "renormalized-influence": MORE, "ekfac": MORE, "datainf": MORE, "unlearning": [], "fine-tune": ["--method.steps", "5"],
+    "renormalized-influence": MORE, "datainf": MORE, "ekfac": ["--method.num_timesteps", "25"], "unlearning": [],
+    "fine-tune": ["--method.steps", "5"],
 }  # fmt: skip
 
 
 def picture(seed: int) -> Image.Image:
-    """Smooth noise of one contrast: pictures differ in every part, and gradients are about equally long."""
-    values = np.random.default_rng(seed).choice(np.array([40, 215], dtype=np.uint8), (3, 3, 3))
+    """Smooth noise, half of it dark: pictures differ in every part, and gradients are about equally long."""
+    halves = np.repeat(np.array([[40], [215]], dtype=np.uint8), 8, axis=0)
+    values = np.random.default_rng(seed).permuted(np.tile(halves, 3), axis=0).reshape(4, 4, 3)
     return Image.fromarray(values).resize((8, 8), Image.Resampling.BICUBIC)
 
 
@@ -51,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture(number).save(place / "train" / f"{number:02}-{copy}.png")
     # One thread: on a busy machine the threads of a small model wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(SCRIPT), str(place), "300", "v_prediction"], check=True, env=environment)
+    subprocess.run([sys.executable, str(SCRIPT), str(place), "150", "v_prediction"], check=True, env=environment)
     return place
 
 
