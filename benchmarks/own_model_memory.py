@@ -99,7 +99,7 @@ def compare(size: Size, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--methods", nargs="+", default=["dtrak", "gradient"])
+    parser.add_argument("--methods", nargs="+", default=["dtrak", "gradient", "ekfac"])
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.in_this_process:

@@ -19,8 +19,8 @@ from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec
 
-#: Gradients that a trial takes at first, and how long it then goes on, about: many together take less time each.
-_TRIAL_ROWS, _TRIAL_SECONDS = 8, 0.3
+#: How long a trial takes, about, and at how many timesteps of an image it takes gradients, at most.
+_TRIAL_SECONDS, _TRIAL_TERMS = 0.3, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,26 +93,32 @@ class Plan:
 
     def trial(self, context: AttributionContext, options: FeatureOptions) -> float:
         """Seconds that an image's gradient at one timestep and draw takes, tried with a few."""
-        terms = options.stages[0]
-        first = self.chunks[0][0].images
+        stage, first = options.stages[0], self.chunks[0][0].images
         samples, together = rows_together(
-            len(first), len(terms), self.length, self.row_bytes, self.device, self.normalized
+            len(first), len(stage), self.length, self.row_bytes, self.device, self.normalized
         )
+        terms = stage[: min(together, _TRIAL_TERMS)]
 
-        def per_row(rows: int) -> float:
-            some, few = first[: max(1, min(samples, rows // together))], terms[: min(together, rows)]
-            started = time.perf_counter()
+        def run(count: int) -> float:
+            some, started = first[:count], time.perf_counter()
             summed_gradients(
-                self.model, context.inputs.clean(some), some.ids, few, output_function(options.f), 0, context.schedule,
+                self.model, context.inputs.clean(some), some.ids, terms, output_function(options.f), 0, context.schedule,
                 self.device, self.row_bytes, normalized=self.normalized, conditions=context.inputs.conditions(some),
                 reduction=self.projection if isinstance(self.projection, FactoredProjection) else None,
             )  # fmt: skip
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            return (time.perf_counter() - started) / (len(some) * len(few))
+            return time.perf_counter() - started
 
-        per_row(_TRIAL_ROWS)  # the first one finds out how to compute
-        return per_row(max(_TRIAL_ROWS, round(_TRIAL_SECONDS / per_row(_TRIAL_ROWS))))
+        run(1)  # the first one finds out how to compute
+        one = run(1)
+        several = min(samples, max(2, round(_TRIAL_SECONDS / one)))
+        if several < 2:
+            return one / len(terms)
+        # A pass takes some time whatever is in it, and some for every image.
+        took = run(several)
+        each = max((took - one) / (several - 1), took / several / 2)
+        return (max(0.0, one - each) / samples + each) / len(terms)
 
     def disk(self) -> int:
         """Bytes that the missing parts will take."""

@@ -14,7 +14,7 @@ from attribench.gradients import features, needs
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
 from attribench.gradients.options import FeatureOptions
-from attribench.method import Needs
+from attribench.method import Needs, score, start
 from attribench.methods.trak import TRAK
 
 
@@ -57,6 +57,18 @@ def test_disk_is_what_is_stored(context: AttributionContext, monkeypatch: pytest
         parts = 3 * options.noise_draws
         assert said - needs.ARTIFACT_BYTES * parts < stored <= said
         assert asked.needs(context.train, 0).disk == 0
+
+
+def test_disk_of_a_kernel_method_has_its_inner_products(tmp_path: Path) -> None:
+    context, queries = problem(Small, tmp_path, (2, 4, 4))
+    method = TRAK(num_timesteps=2, projection="identity")
+    said = method.needs(context, len(queries)).disk
+    start(method, context)
+    score(method, queries)
+    artifacts = list(context.shared_store().store.artifacts())
+    stored = sum(artifact.num_bytes for artifact in artifacts)
+    assert len(artifacts) == 4  # gradients of train images and queries, and the inner products of both
+    assert said - needs.ARTIFACT_BYTES * len(artifacts) < stored <= said
 
 
 def test_what_is_there_already_takes_nothing(context: AttributionContext, monkeypatch: pytest.MonkeyPatch) -> None:
