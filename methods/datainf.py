@@ -73,7 +73,8 @@ class DataInf(AttributionMethod):
         block, held = block_bytes(count, length, chunk)
         copies = 2 if block < 4 * length * count else 1  # in float64: of one block after the other
         scoring = held + 2 * copies * block + 5 * 4 * length * min(PIECE, num_queries)
-        return total(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0))
+        left_over = features.left_over(context.train)
+        return total(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0), left_over=left_over)
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and each layer's λ."""

@@ -73,7 +73,8 @@ class EKFAC(AttributionMethod):
         # Features and what becomes of them in float64, beside train images' and the layers'.
         scoring = held + 2 * block + 6 * queries + 2 * 4 * length
         curvature = Curvature(context, self._train).needs(model, context.train, features.trial(model, context.train))
-        return total(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0))
+        left_over = features.left_over(context.train)
+        return total(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0), left_over=left_over)
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and the curvature."""

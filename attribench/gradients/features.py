@@ -131,10 +131,17 @@ class GradientFeatures:
 
     def layout(self, images: ImageSet, checkpoints: bool = False) -> tuple[int, int]:
         """The length of a feature, and how many images' are stored together."""
-        context = self._context
-        model = next(iter(context.checkpoints())) if checkpoints else context.target_model()
-        plan = self._plan(model, images)
+        plan = self._first_plan(images, checkpoints)
         return plan.projection.dim, max(len(chunk[0].images) for chunk in plan.chunks)
+
+    def left_over(self, images: ImageSet, checkpoints: bool = False) -> int:
+        """Bytes that stay in use after features were made, see :meth:`attribench.gradients.plan.Plan.left_over`."""
+        plan = self._first_plan(images, checkpoints)
+        return plan.left_over(max(len(chunk[0].images) for chunk in plan.chunks))
+
+    def _first_plan(self, images: ImageSet, checkpoints: bool) -> Plan:
+        context = self._context
+        return self._plan(next(iter(context.checkpoints())) if checkpoints else context.target_model(), images)
 
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
         """Say why the features of ``images`` cannot be had here, or return None: for a method's ``skip_reason``.

@@ -93,6 +93,7 @@ class KernelMethod(AttributionMethod):
             features.needs(context.train, num_queries),
             Needs(ridge_bytes(count, dim, chunk), kept, seconds),
             Needs(ridge_scoring_bytes(count, dim, chunk, num_queries), 0, 0.0),
+            left_over=features.left_over(context.train),
         )
 
     def prepare(self, context: AttributionContext) -> None:
@@ -156,6 +157,7 @@ class SimilarityMethod(AttributionMethod):
         return total(
             features.needs(context.train, num_queries, checkpoints),
             Needs(comparison_bytes(len(context.train), dim, chunk, num_queries), 0, 0.0),
+            left_over=features.left_over(context.train, checkpoints),
         )
 
     def prepare(self, context: AttributionContext) -> None:

@@ -6,6 +6,8 @@ speak of, step by step; ``benchmarks/own_model_memory.py`` compares them with wh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from attribench.method import Needs
@@ -78,10 +80,16 @@ def draws_seconds(count: float, device: str) -> float:
     return count / _DRAWS.get(device, _DRAWS["cpu"])
 
 
-def total(*parts: Needs) -> Needs:
-    """All that a method takes: its steps, and what libraries take."""
-    whole = joined(*parts)
-    return Needs(whole.memory + LIBRARY_BYTES, whole.disk, whole.seconds)
+def total(features: Needs, *later: Needs, left_over: int = 0) -> Needs:
+    """All that a method takes: its steps, and what libraries take.
+
+    Args:
+        features: of the step that takes the model's gradients.
+        later: of what is made of them.
+        left_over: bytes that stay in use after that first step.
+    """
+    whole = joined(features, *(replace(part, memory=part.memory + left_over) for part in later))
+    return replace(whole, memory=whole.memory + LIBRARY_BYTES)
 
 
 def joined(*parts: Needs) -> Needs:

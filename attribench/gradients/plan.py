@@ -82,7 +82,19 @@ class Plan:
         if self.normalized:
             passes += own_bytes(self.length) * samples * together
         saving = 2 * 4 * self.projection.dim * rows  # the bytes of the file, twice
-        return kept + max(passes, self.projection.matrix_bytes + features + saving)
+        return kept + max(passes, self.left_over(rows) + self.projection.matrix_bytes + features + saving)
+
+    def left_over(self, rows: int) -> int:
+        """Bytes that stay in use after passes: a CPU's allocator gives back small pieces, which activations are, late if ever.
+
+        Args:
+            rows: images whose features are made together.
+        """
+        if self.device.type != "cpu":
+            return 0
+        terms = max(len(part.terms) for part in self.chunks[0])
+        samples, together = rows_together(rows, terms, self.length, self.row_bytes, self.device, self.normalized)
+        return self._held[0] * samples * together
 
     def projecting(self, rows: int) -> float:
         """Seconds that the projection of so many gradients takes, about."""
