@@ -229,6 +229,9 @@ class AttributionMethod(ABC):
     access: ClassVar[Access]
     #: What ``attribench tune`` tries: option → values, searched as a full grid unless :meth:`search` is overridden.
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    #: For a :meth:`search` of its own: option → the values it chooses among. It is shown these, or what the caller set by hand,
+    #: in place of the configured ones, so that what an earlier search left of them limits no later one.
+    search_from: ClassVar[Mapping[str, Sequence[Any]]] = {}
     _context: AttributionContext | None = None
 
     @property
@@ -259,7 +262,8 @@ class AttributionMethod(ABC):
 
         Args:
             evaluate: gives the mean LDS (−1…1, higher is better) that options have on the choosing data.
-            options: the configuration at hand; what the search leaves out keeps this value.
+            options: the configuration at hand; what the search leaves out keeps this value. Options in :attr:`search_from`
+                hold all that is to be tried.
 
         Returns:
             The chosen options; of equally good ones the first tried.

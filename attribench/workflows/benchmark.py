@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from attribench.configuration.protocol import ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.records.choices import load_choice
-from attribench.records.lds import Record, save_record
+from attribench.records.lds import Record, row_name, save_record
 from attribench.settings import Runtime
 from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import instances, without_refused
@@ -46,7 +47,8 @@ def run(
     """Run the benchmark: every method of ``config`` on every query set; each record is filed under ``results``.
 
     Args:
-        protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on.
+        protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on; methods whose options
+            were chosen on others too are skipped, unless ``tuned``.
         tuned: apply the options that ``attribench tune`` chose under the same protocol.
 
     Raises:
@@ -58,7 +60,10 @@ def run(
     )
     halves = experiment.halves if protocol == "strict" else None
     outcome = Outcome()
-    methods = without_refused(instances(chosen or config.methods), experiment, outcome.skipped)
+    configs = config.methods if chosen is None else chosen
+    if protocol == "strict" and not tuned:
+        configs = _without_chosen(configs, config, experiment.label, outcome.skipped)
+    methods = without_refused(instances(configs), experiment, outcome.skipped)
     if not methods:
         return outcome
 
@@ -80,6 +85,20 @@ def run(
         progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)
     return outcome
+
+
+def _without_chosen(
+    methods: Sequence[MethodConfig], config: Config, dataset: str, skipped: dict[str, str]
+) -> list[MethodConfig]:
+    """The methods none of whose options were chosen on data; of the others the reason is put into ``skipped``."""
+    for method in methods:
+        if method.tuned_on:
+            skipped[row_name(method.name, method.changed)] = (
+                f"its options were chosen on {method.tuned_on}; the strict protocol reports on some of these. Run: attribench "
+                f"tune --method {method.name} --dataset {dataset} --preset {config.preset} --protocol strict, "
+                "then attribench run with --protocol strict --tuned."
+            )
+    return [method for method in methods if not method.tuned_on]
 
 
 def apply_choice(

@@ -2,7 +2,7 @@
 
 Standard protocol: chosen on the validation queries with all subsets, applied unchanged to the generated ones; the numbers on
 validation queries are then the chosen-on ones, and records say so. Strict protocol: chosen on half of the validation queries
-and half of the subsets, reported on the other halves.
+and half of the subsets, from options that were chosen on nothing, and reported on the other halves.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Evaluator:
     progress: Progress
 
     def __call__(self, options: Mapping[str, Any]) -> float:
-        given = {name: value for name, value in options.items() if name not in self.config.fixed}
+        given = {name: value for name, value in options.items() if name not in self.config.held}
         values = typed(self.config.cls, "method", {**self.config.options, **given})
         for trial in self.trials:
             if trial.options == json_value(values):
@@ -82,13 +82,20 @@ def tune(
 ) -> tuple[Choice, Path]:
     """Choose the options of one method by its own search, and file the choice.
 
-    Retrains nothing: the ground truth and all scores come from the store once they are there.
+    Retrains nothing: the ground truth and all scores come from the store once they are there. The search begins with what is
+    configured and what was set by hand; under the strict protocol without the options that a data set's YAML says were chosen.
 
     Raises:
         UsageError: the method has nothing to tune, or cannot run here.
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"Unknown --protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
+    candidates = {
+        name: method.options[name] if name in method.fixed else list(values)
+        for name, values in method.cls.search_from.items()
+    }
+    # What was chosen on all queries and subsets was chosen on those that the strict protocol reports.
+    method = replace(method, options=method.start(unchosen=protocol == "strict"))
     check_tunable(method)
     experiment = open_experiment(config, runtime, progress)
     require_early(instances([method]), experiment)
@@ -97,8 +104,8 @@ def tune(
     experiment.prepare()
     data = _choosing(experiment, protocol)
     evaluate = _Evaluator(experiment, method, data, [], progress)
-    found = method.cls.search(evaluate, method.options)
-    chosen = {name: value for name, value in found.items() if name not in method.fixed}
+    found = method.cls.search(evaluate, {**method.options, **candidates})
+    chosen = {name: value for name, value in found.items() if name not in method.held}
     options = typed(method.cls, "method", {**method.options, **chosen})
     lds = evaluate(chosen)
     choice = Choice(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from attribench.method import Access, AttributionContext, AttributionMethod, Eva
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.scorers import ENGINES, FastScorer, PatchScorer
-from attribench.methods.nda.search import search_per_timestep
+from attribench.methods.nda.search import TIMESTEPS, search_per_timestep
 from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method
 
@@ -65,6 +65,7 @@ class NDA(AttributionMethod):
     """
 
     access = Access.DATA
+    search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.gradients.budget import shortage
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.methods.score_machine.machine import CUTS, ORDERS, MachineTask, Order, check_odd
-from attribench.methods.score_machine.search import search_machine
+from attribench.methods.score_machine.search import TIMESTEPS, search_machine
 from attribench.methods.score_machine.stream import SumEngine, influences
 from attribench.registry import register_method
 
@@ -56,6 +56,7 @@ class ScoreMachine(AttributionMethod):
     """
 
     access = Access.DATA
+    search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(
         self,

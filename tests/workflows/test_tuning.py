@@ -10,8 +10,9 @@ import torch
 from tiny_data import TinyData
 from torch import Tensor
 
-from attribench import Access, AttributionMethod, Queries
+from attribench import Access, AttributionMethod, Queries, load_method
 from attribench.computing.progress import silent_progress
+from attribench.configuration.options import option_names
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.methods.nda import NDA
@@ -94,6 +95,67 @@ def test_the_strict_protocol_does_not_see_what_it_reports(config: Config, runtim
 
 
 @pytest.mark.usefixtures("planted")
+def test_strict_begins_with_nothing_that_was_chosen(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Aided(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {"scale": [1.0]}
+
+        def __init__(self, right_for: str = "reporting", scale: float = 2.0) -> None:
+            super().__init__(right_for)
+
+    chosen = {"right_for": "choosing", "scale": 2.0}
+    method = MethodConfig(
+        "aided", Aided, chosen, tuned_on="all", configured=chosen, unchosen={"right_for": "reporting"}
+    )
+    strict, _ = tune(config, method, runtime, tmp_path, "strict", silent_progress)
+    assert strict.options == {"right_for": "reporting", "scale": 1.0}
+    standard, _ = tune(config, method, runtime, tmp_path, "standard", silent_progress)
+    assert standard.options == {"right_for": "choosing", "scale": 1.0}
+
+
+@pytest.mark.usefixtures("planted")
+def test_strict_skips_what_was_chosen_on_all_queries(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    tuned = replace(config.methods[0], name="aided", tuned_on="all validation queries")
+    both = replace(config, methods=[config.methods[0], tuned])
+    outcome = run(both, runtime, tmp_path, silent_progress, protocol="strict")
+    assert [record.method for record in outcome.records] == ["oracle"]
+    (reason,) = outcome.skipped.values()
+    assert "chosen on all validation queries" in reason
+    assert "attribench tune --method aided --dataset tiny --preset smoke --protocol strict" in reason
+    assert "--protocol strict --tuned" in reason
+    assert list(outcome.skipped) == ["aided"]
+    assert len(run(both, runtime, tmp_path, silent_progress).records) == 2, "the standard protocol takes it"
+    tune(config, tuned, runtime, tmp_path, "strict", silent_progress)
+    alone = replace(config, methods=[tuned])
+    assert run(alone, runtime, tmp_path, silent_progress, protocol="strict", tuned=True).records
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_earlier_choice_does_not_limit_what_is_tried(
+    config: Config, runtime: Runtime, tmp_path: Path, by_hand: bool
+) -> None:
+    shown: list[Mapping[str, Any]] = []
+
+    class Listed(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {}
+        search_from: ClassVar[Mapping[str, Any]] = {"halves": ("reporting", "choosing")}
+
+        def __init__(self, right_for: str = "reporting", halves: list[str] | None = None) -> None:
+            super().__init__((halves or [right_for])[0])
+
+        @classmethod
+        def search(cls, evaluate: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+            shown.append(options)
+            return max(({"halves": [half]} for half in options["halves"]), key=evaluate)
+
+    options = {"right_for": "reporting", "halves": ["reporting"]}
+    method = MethodConfig("listed", Listed, options, fixed=("halves",) if by_hand else ())
+    choice, _ = tune(config, method, runtime, tmp_path, "strict", silent_progress)
+    assert [trial.options["halves"] for trial in choice.trials] == [[half] for half in shown[0]["halves"]]
+    assert choice.options["halves"] == (["reporting"] if by_hand else ["choosing"])
+
+
+@pytest.mark.usefixtures("planted")
 def test_a_choice_is_bound_to_its_setting_and_protocol(config: Config, runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="attribench tune --method oracle"):
         run(config, runtime, tmp_path, silent_progress, tuned=True)
@@ -154,6 +216,15 @@ def test_the_default_search_is_the_full_grid_and_takes_the_first_of_equals() -> 
 
     assert Gridded.search(evaluate, {}) == {"a": 2, "b": 10}
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("name", ["nda", "score-machine", "nda-plus"])
+def test_methods_by_timestep_have_a_list_of_them_to_try(name: str) -> None:
+    cls = load_method(name)
+    assert list(cls.search_from["timesteps"])[-1] >= 500
+    for option, values in cls.search_from.items():
+        assert len(values) >= 9
+        assert option in option_names(cls)
 
 
 def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> None:
