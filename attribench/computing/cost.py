@@ -22,15 +22,17 @@ class Cost:
     """Filled in when the measured block ends.
 
     Attributes:
-        seconds: wall-clock time.
+        seconds: wall-clock time; with what an interrupted call had spent on what this one goes on from (:func:`resumed`).
         peak_bytes: the most memory in use above what was in use at the start: the process's own (pages of files it
             maps, libraries or training images, are the system's to drop and do not count), plus the GPU's.
         compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
+        earlier_seconds: what of ``seconds`` an interrupted call spent.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     compile_seconds: float = 0.0
+    earlier_seconds: float = 0.0
 
 
 def own_bytes(process: psutil.Process) -> int:
@@ -79,6 +81,12 @@ def compiling() -> Iterator[None]:
             memory.paused = False
 
 
+def resumed(seconds: float) -> None:
+    """Say that what is under way goes on from what an interrupted call came to in this time: it costs that too."""
+    for memory in _under_way:
+        memory.cost.earlier_seconds += seconds
+
+
 @contextmanager
 def measure(device: torch.device) -> Iterator[Cost]:
     """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed. Blocks may be nested."""
@@ -104,7 +112,7 @@ def measure(device: torch.device) -> Iterator[Cost]:
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        cost.seconds = time.perf_counter() - started - cost.compile_seconds
+        cost.seconds = time.perf_counter() - started - cost.compile_seconds + cost.earlier_seconds
         stop.set()
         watcher.join()
         memory.note()
