@@ -159,8 +159,11 @@ class Record(MethodRecord):
 
     @property
     def identity(self) -> object:
-        truths = {name: result.ground_truth_hash for name, result in sorted(self.results.items())}
-        return [super().identity, self.protocol, truths]
+        return [super().identity, self.protocol, dict(sorted(self.truths.items()))]
+
+    @property
+    def truths(self) -> dict[str, str]:
+        return {name: result.ground_truth_hash for name, result in self.results.items()}
 
 
 def row_name(name: str, changed: dict[str, Any]) -> str:

@@ -110,18 +110,12 @@ def boards(records: Sequence[Record], results: Path | None = None) -> list[Board
     groups: dict[tuple[str, str, str, str], list[list[Record]]] = {}
     for record in records:
         settings = groups.setdefault((record.dataset, record.preset, record.protocol, record.setting_hash), [])
-        group = next((group for group in settings if all(_same_truth(record, other) for other in group)), None)
+        group = next((group for group in settings if all(record.same_truth(other) for other in group)), None)
         if group is None:
             settings.append([record])
         else:
             group.append(record)
     return [_board(group, results) for settings in groups.values() for group in settings]
-
-
-def _same_truth(first: Record, second: Record) -> bool:
-    """Whether two records rest on one ground truth, on every query set that both have."""
-    common = first.results.keys() & second.results.keys()
-    return all(first.results[name].ground_truth_hash == second.results[name].ground_truth_hash for name in common)
 
 
 def _board(records: list[Record], results: Path | None) -> Board:

@@ -128,11 +128,8 @@ def notes(board: Board) -> list[str]:
     said += _ceiling_notes(board)
     said += _truth_notes(board)
     said += preset_notes(first)
-    if any(record.access == "RETRAINED" for record in records):
-        said.append(
-            "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
-            "than those they are judged on (by folds of the subsets, ranked within folds). Times are without retraining."
-        )
+    if reference := _reference_notes(records):
+        said.append(f"{reference[0]} Times are without retraining.")
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records
@@ -151,6 +148,15 @@ def notes(board: Board) -> list[str]:
     return said
 
 
+def _reference_notes(records: Sequence[Record]) -> list[str]:
+    if all(record.access != "RETRAINED" for record in records):
+        return []
+    return [
+        "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
+        "than those they are judged on (by folds of the subsets, ranked within folds)."
+    ]
+
+
 def _ceiling_notes(board: Board) -> list[str]:
     found = {name: ceiling for name in QUERY_SETS if (ceiling := board.ceiling(name))}
     if not found:
@@ -166,29 +172,33 @@ def band_tables(board: Board) -> list[Table]:
     """A board by noise level: for each query set, a column a band of timesteps, from little noise to much."""
     tables = []
     for name in QUERY_SETS:
-        found = {record.method: record.results[name].bands for record in board.records if name in record.results}
-        found = {method: bands for method, bands in found.items() if bands}
+        found = [record for record in board.records if name in record.results and record.results[name].bands]
         if not found:
             continue
-        first = next(iter(found.values()))
+        first = found[0].results[name].bands
         columns = [Column("method"), *(Column(f"t {band.first}–{band.last - 1}") for band in first)]
-        rows = [[method, *(band.text for band in bands)] for method, bands in found.items()]
-        best = [max(bands[index].lds for bands in found.values()) for index in range(len(first))]
+        columns.append(Column("tuned on", "note"))
+        rows = [
+            [record.method, *(band.text for band in record.results[name].bands), record.tuned_on or NOTHING]
+            for record in found
+        ]
+        competing = {number: record.results[name].bands for number, record in enumerate(found) if rivals(record, name)}
         bold = {
             (number, 1 + index)
-            for number, bands in enumerate(found.values())
+            for number, bands in competing.items()
             for index, band in enumerate(bands)
-            if band.lds == best[index] and len(found) > 1
+            if band.lds == max(others[index].lds for others in competing.values()) and len(found) > 1
         }
         rules = frozenset[int]()
         if any(band.ceiling for band in first):
             rules = frozenset([len(rows)])
-            rows.append([CEILING, *(_cell(band.ceiling) for band in first)])
+            rows.append([CEILING, *(_cell(band.ceiling) for band in first), MISSING])
         said = [
             "LDS × 100 on the losses at these timesteps alone, with the 95 % bootstrap interval over queries and subsets "
             "(200 resamples). Scores are the same in every column; the best is in bold.",
             *_truth_notes(board),
             *preset_notes(board.first),
+            *_reference_notes(found),
         ]
         tables.append(
             Table(f"{board.title}: {name} queries by noise level", said, columns, rows, frozenset(bold), rules)

@@ -101,6 +101,7 @@ def sweep(
         series_option=series.option if series else "",
         points=points,
         num_queries={name: len(part.queries) for name, part in parts.items()},
+        ground_truth_hashes={name: part.truth.hash for name, part in parts.items()},
     )
     return save_file(record, results, progress=progress)
 
