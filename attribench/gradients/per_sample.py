@@ -33,6 +33,10 @@ _LARGEST_PASS = 640
 _PASS_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 
+#: Images that a network is looked at with.
+_BLANKS = 2
+
+
 def batch_size(num_parameters: int, device: torch.device) -> int:
     """Samples whose gradients are taken together: bounded by memory alone, so the same in every run."""
     budget = _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"])
@@ -55,7 +59,9 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torch.device, take: Take) -> bool:
-    """Take the gradient of the sum of the predictions for one blank image, layer by layer.
+    """Take the gradient of the sum of the predictions for blank images, layer by layer.
+
+    Two of them: with one, a layer that is given the same single row for all images looks like one with a row an image.
 
     Args:
         image_shape: (C, H, W).
@@ -65,16 +71,16 @@ def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torc
         Whether layer by layer is all there is to it; see :attr:`LayerwiseGradients.complete`.
     """
     gradients = gradients_of(network, device)
-    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
+    blank = torch.zeros(_BLANKS, *image_shape, device=device, dtype=_dtype(network))
+    steps = torch.zeros(_BLANKS, dtype=torch.long, device=device)
     with sdpa_kernel(SDPBackend.MATH):
-        gradients.visit(blank, torch.zeros(1, dtype=torch.long, device=device), lambda predicted: predicted.sum(), take)
-    return gradients.complete
+        return gradients.probe(blank, steps, lambda predicted: predicted.sum(), take)
 
 
 def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
     """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
 
-    Found out by taking the gradient of one blank image.
+    Found out by taking the gradient of blank images.
 
     Args:
         image_shape: (C, H, W).
@@ -92,7 +98,7 @@ def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torc
     if not complete:
         return None
     # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
-    return 2 * sum(size for pointer, size in held.items() if pointer not in weights)
+    return 2 * sum(size for pointer, size in held.items() if pointer not in weights) // _BLANKS
 
 
 @dataclass(frozen=True, eq=False)
