@@ -214,8 +214,8 @@ def compute_against_lds(comparison: Comparison) -> Figure:
                 errors = [[100 * (r.lds - r.low) for r in found], [100 * (r.high - r.lds) for r in found]]
                 colour, converged = _series_colour(number, len(comparison.settings)), comparison.converged(method)
                 axes.errorbar(
-                    seconds, lds, yerr=errors, fmt="o-", color=colour, label=textwrap.fill(method, 36), markersize=4, linewidth=1, capsize=2,
-                    markerfacecolor="white",
+                    seconds, lds, yerr=errors, fmt="o-", color=colour, label=textwrap.fill(method, 36), markersize=4,
+                    linewidth=1, capsize=2, markerfacecolor="white",
                 )  # fmt: skip
                 for second, value, setting in zip(seconds, lds, shown, strict=True):
                     if setting is converged:
