@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from attribench.computing.others import Others
+
 _INTERVAL = 0.02
 
 #: GPU peaks of the measurements under way, outermost first: an inner one resets the device's only counter.
@@ -27,12 +29,14 @@ class Cost:
             maps, libraries or training images, are the system's to drop and do not count), plus the GPU's.
         compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
         earlier_seconds: what of ``seconds`` an interrupted call spent.
+        others_seconds: see :class:`attribench.computing.others.Others`.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     compile_seconds: float = 0.0
     earlier_seconds: float = 0.0
+    others_seconds: float = 0.0
 
 
 def own_bytes(process: psutil.Process) -> int:
@@ -106,13 +110,14 @@ def measure(device: torch.device) -> Iterator[Cost]:
         _gpu_peaks.append([start_gpu])
     _under_way.append(memory)
     watcher.start()
-    started = time.perf_counter()
+    started, others = time.perf_counter(), Others()
     try:
         yield cost
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         cost.seconds = time.perf_counter() - started - cost.compile_seconds + cost.earlier_seconds
+        cost.others_seconds = others.seconds
         stop.set()
         watcher.join()
         memory.note()

@@ -126,6 +126,8 @@ class CostRecord(Frozen):
         peak_bytes: most memory above the start of the phase, of both phases.
         stored_bytes: kept on disk by the method.
         compile_seconds: compilation, once a machine; no part of the other figures.
+        others_share: how much of the machine's CPUs other processes took meanwhile, in [0, 1]: the times are longer for it.
+            None: not known.
     """
 
     prepare_seconds: float
@@ -133,6 +135,7 @@ class CostRecord(Frozen):
     peak_bytes: int
     stored_bytes: int
     compile_seconds: float = 0.0
+    others_share: float | None = None
 
 
 class Record(MethodRecord):

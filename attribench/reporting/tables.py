@@ -67,6 +67,10 @@ def _row(record: Record, board: Board) -> list[str]:
     return [*cells, ACCESS[record.access], *_costs(record.cost), record.tuned_on or NOTHING]
 
 
+#: A share of the machine's CPUs that others take without being worth a note.
+DISTURBED = 0.1
+
+
 def _costs(cost: CostRecord | None) -> list[str]:
     if cost is None:
         return [UNKNOWN] * 4
@@ -145,7 +149,15 @@ def notes(board: Board) -> list[str]:
     ]
     if compiled:
         said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
+    if disturbed := _disturbed(records):
+        said.append(f"Times were taken while others used part of the machine's CPUs, and are too long: {disturbed}.")
     return said
+
+
+def _disturbed(records: Sequence[Record]) -> str:
+    """Rows whose times were taken beside other work, and how much of the machine that took."""
+    shares = {record.method: record.cost.others_share for record in records if record.cost}
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share and share >= DISTURBED)
 
 
 def _reference_notes(records: Sequence[Record]) -> list[str]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from attribench.computing.others import Others
 from attribench.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class ArtifactStore:
         kind, key = self.namespace + kind, self.key(spec)
         parent, folder = self.root / kind, self.root / kind / key
         temporary = parent / f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        started = time.perf_counter()
+        started, others = time.perf_counter(), Others()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for stale in parent.glob(f".{key}.*.tmp"):  # left by a killed process: we hold the lock
@@ -241,7 +242,8 @@ class ArtifactStore:
             build(staging)
             (temporary / SPEC).write_text(canonical(spec), "utf-8")
             seconds = round(time.perf_counter() - started, 3)
-            info = {**staging.notes, "seconds": seconds, "host": socket.gethostname()}
+            notes = {"seconds": seconds, "others_seconds": round(others.seconds, 3), "host": socket.gethostname()}
+            info = {**staging.notes, **notes}
             self._write_manifest(temporary, kind, info)
             temporary.rename(folder)
             sync_folder(parent)

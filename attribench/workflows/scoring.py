@@ -24,7 +24,7 @@ from attribench.records.lds import CostRecord, row_name
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
-from attribench.store.shared import SharedStore, Usage
+from attribench.store.shared import SharedStore, Usage, added
 from attribench.truth.experiment import Experiment
 from attribench.truth.folds import given, num_folds
 
@@ -211,6 +211,7 @@ class Scoring:
         with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
             yield result
         result["seconds"] = cost.seconds + usage.seconds
+        result["others_seconds"] = added(cost.others_seconds, usage.others_seconds)
         result["compile_seconds"] = cost.compile_seconds
         result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
         # What the method keeps for these data and options; its folder also holds that of other runs.
@@ -225,6 +226,8 @@ class Scoring:
         # A damaged one is set aside; the others speak for its queries.
         costs = [piece.load_json("cost") for piece, _ in found if piece is not None]
         num_queries = sum(count for piece, count in found if piece is not None)
+        seconds = preparation["seconds"] + sum(cost["seconds"] for cost in costs)
+        others = added(*(cost.get("others_seconds") for cost in (preparation, *costs)))
         self.hardware, self.versions = preparation["hardware"], preparation["versions"]
         stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
         self.cost = CostRecord(
@@ -233,6 +236,7 @@ class Scoring:
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
             stored_bytes=sum(stored.values()),
             compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
+            others_share=None if others is None or not seconds else min(1.0, others / seconds),
         )
 
 
@@ -265,6 +269,7 @@ class CrossFitted(Scoring):
         """Scores ``(num_folds, num_queries, num_train)`` for every query set."""
         found = [fold.scores(query_sets) for fold in self._folds]
         first, costs = self._folds[0], [fold.cost for fold in self._folds]
+        shares = [cost.others_share for cost in costs]
         self.hardware, self.versions = first.hardware, first.versions
         self.cost = CostRecord(
             prepare_seconds=fmean(cost.prepare_seconds for cost in costs),
@@ -272,6 +277,7 @@ class CrossFitted(Scoring):
             peak_bytes=max(cost.peak_bytes for cost in costs),
             stored_bytes=max(cost.stored_bytes for cost in costs),
             compile_seconds=sum(cost.compile_seconds for cost in costs),
+            others_share=max(shares) if None not in shares else None,
         )
         return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
 

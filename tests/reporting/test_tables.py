@@ -10,7 +10,7 @@ from sample_records import sample_record, sample_result
 from sample_results import write_results
 
 from attribench.metrics.comparison import distinguishable
-from attribench.records.lds import BandResult, CeilingRecord, QuerySetResult, load_records
+from attribench.records.lds import BandResult, CeilingRecord, CostRecord, QuerySetResult, load_records
 from attribench.reporting.boards import boards
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import FORMATS, Column, Table, duration, render
@@ -69,6 +69,20 @@ def test_what_is_given_retrained_models_is_no_rival() -> None:
     assert table.bold == {(1, 1), (1, 3)}
     assert any("no rivals but a reference" in note for note in table.notes)
     assert board.best == {"validation": {"nda"}, "generation": {"nda"}}
+
+
+def test_times_that_were_taken_beside_other_work_are_told() -> None:
+    def taken(share: float | None) -> CostRecord:
+        return CostRecord(prepare_seconds=1, seconds_per_query=1, peak_bytes=0, stored_bytes=0, others_share=share)
+
+    records = [
+        sample_record(method=name, cost=taken(share))
+        for name, share in (("a", 0.456), ("b", 0.05), ("c", None), ("d", 0.9))
+    ]
+    (table,) = leaderboards(records)
+    (said,) = [note for note in table.notes if "others used" in note]
+    assert said.endswith("and are too long: a 46 %, d 90 %.")
+    assert not any("others used" in note for note in leaderboards([sample_record(cost=taken(0.05))])[0].notes)
 
 
 def test_undefined_queries_are_told() -> None:
