@@ -22,5 +22,5 @@ def _others_cpu_seconds() -> float:
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     # Guests' time is in user time already; what waits for a disk does not work.
     idle = ("idle", "iowait", "guest", "guest_nice")
-    busy = sum(seconds for name, seconds in machine._asdict().items() if name not in idle)
-    return busy - own.user - own.system - getattr(own, "children_user", 0.0) - getattr(own, "children_system", 0.0)
+    busy: float = sum(seconds for name, seconds in machine._asdict().items() if name not in idle)
+    return float(busy - own.user - own.system - getattr(own, "children_user", 0.0) - getattr(own, "children_system", 0.0))

@@ -269,7 +269,7 @@ class CrossFitted(Scoring):
         """Scores ``(num_folds, num_queries, num_train)`` for every query set."""
         found = [fold.scores(query_sets) for fold in self._folds]
         first, costs = self._folds[0], [fold.cost for fold in self._folds]
-        shares = [cost.others_share for cost in costs]
+        shares = [cost.others_share for cost in costs if cost.others_share is not None]
         self.hardware, self.versions = first.hardware, first.versions
         self.cost = CostRecord(
             prepare_seconds=fmean(cost.prepare_seconds for cost in costs),
@@ -277,7 +277,7 @@ class CrossFitted(Scoring):
             peak_bytes=max(cost.peak_bytes for cost in costs),
             stored_bytes=max(cost.stored_bytes for cost in costs),
             compile_seconds=sum(cost.compile_seconds for cost in costs),
-            others_share=max(shares) if None not in shares else None,
+            others_share=max(shares) if len(shares) == len(costs) else None,
         )
         return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
 
