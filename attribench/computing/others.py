@@ -23,4 +23,6 @@ def _others_cpu_seconds() -> float:
     # Guests' time is in user time already; what waits for a disk does not work.
     idle = ("idle", "iowait", "guest", "guest_nice")
     busy: float = sum(seconds for name, seconds in machine._asdict().items() if name not in idle)
-    return float(busy - own.user - own.system - getattr(own, "children_user", 0.0) - getattr(own, "children_system", 0.0))
+    return float(
+        busy - own.user - own.system - getattr(own, "children_user", 0.0) - getattr(own, "children_system", 0.0)
+    )
