@@ -171,11 +171,11 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     tuned_on = where.get(preset, "") if tuned or own else ""
     unchosen = {**option_defaults(cls), **content} if tuned_on else given
     if tuned_on:
-        tuned_on = _after_changes(tuned_on, (tuned.keys() - content.keys()) | own.keys(), touched)
+        tuned_on = after_changes(tuned_on, (tuned.keys() - content.keys()) | own.keys(), touched)
     return MethodConfig(row, cls, options, touched, tuned_on, tuple(sorted(changed)), given, unchosen)
 
 
-def _after_changes(tuned_on: str, chosen: set[str], touched: Mapping[str, Any]) -> str:
+def after_changes(tuned_on: str, chosen: set[str], touched: Mapping[str, Any]) -> str:
     """What is still true of ``tuned_on`` once the caller has changed some options; nothing if all chosen ones are changed."""
     overridden = sorted(chosen & touched.keys())
     if not overridden:

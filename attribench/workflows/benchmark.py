@@ -10,8 +10,7 @@ from pathlib import Path
 from attribench.computing.progress import Progress
 from attribench.configuration.options import typed
 from attribench.configuration.protocol import ProtocolName
-from attribench.configuration.resolution import Config, MethodConfig
-from attribench.errors import UsageError
+from attribench.configuration.resolution import Config, MethodConfig, after_changes
 from attribench.records.choices import load_choice
 from attribench.records.lds import Record, row_name, save_record
 from attribench.settings import Runtime
@@ -20,6 +19,7 @@ from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.opening import lds_description, method_description, open_experiment, setting_hash
 from attribench.workflows.scoring import scorings
+from attribench.workflows.tuning import is_tunable
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(
     Args:
         protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on; methods whose options
             were chosen on others too are skipped, unless ``tuned``.
-        tuned: apply the options that ``attribench tune`` chose under the same protocol.
+        tuned: apply the options that ``attribench tune`` chose under the same protocol, but for those set by hand.
 
     Raises:
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
@@ -104,14 +104,19 @@ def _without_chosen(
 def apply_choice(
     method: MethodConfig, experiment: Experiment, config: Config, results: Path, protocol: ProtocolName
 ) -> MethodConfig:
-    """The method with the options that were chosen for it under this protocol.
+    """The method with the options that were chosen for it under this protocol; those set by hand stay as they are.
+
+    Where there is nothing to tune, the method as it is.
 
     Raises:
-        UsageError: it was not tuned in this setting, or options were given by hand as well.
+        UsageError: it was not tuned in this setting.
     """
-    if method.changed:
-        raise UsageError("--tuned applies chosen options: give no --method.OPTION beside it.")
+    if not is_tunable(method.cls):
+        return method
     identity = setting_hash(experiment, config)
     choice = load_choice(results, experiment.label, config.preset, method.name, protocol, identity)
-    options = typed(method.cls, "method", choice.options)
-    return replace(method, name=f"{method.name} tuned", options=options, tuned_on=choice.tuned_on)
+    by_hand = {name: method.options[name] for name in method.fixed}
+    options = typed(method.cls, "method", {**choice.options, **by_hand})
+    changed = {name: value for name, value in by_hand.items() if value != choice.options.get(name)}
+    tuned_on = after_changes(choice.tuned_on, set(choice.options), changed)
+    return replace(method, name=f"{method.name} tuned", options=options, changed=changed, tuned_on=tuned_on)

@@ -130,11 +130,19 @@ def check_tunable(method: MethodConfig) -> None:
     Raises:
         UsageError: there is not, or it does not.
     """
-    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
-    if not method.cls.search_space and not own_search:
+    if not is_tunable(method.cls):
         raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
-    if not own_search:
+    if not _searches_itself(method.cls):
         check_grid(method)
+
+
+def is_tunable(cls: type[AttributionMethod]) -> bool:
+    """Whether a method declares anything to choose."""
+    return bool(cls.search_space) or _searches_itself(cls)
+
+
+def _searches_itself(cls: type[AttributionMethod]) -> bool:
+    return cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined,no-any-return]
 
 
 def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:

@@ -171,6 +171,36 @@ def test_a_choice_is_bound_to_its_setting_and_protocol(config: Config, runtime: 
         run(other, runtime, tmp_path, silent_progress, tuned=True)
 
 
+@pytest.mark.usefixtures("planted")
+def test_what_is_set_by_hand_wins_over_what_was_chosen_and_is_named(
+    config: Config, runtime: Runtime, tmp_path: Path
+) -> None:
+    (method,) = config.methods
+    choice, _ = tune(config, method, runtime, tmp_path, "standard", silent_progress)
+    (chosen,) = choice.options
+    other = next(value for value in method.cls.search_space[chosen] if value != choice.options[chosen])
+    by_hand = replace(method, options={**method.options, chosen: other}, fixed=(chosen,))
+    (record,) = run(replace(config, methods=(by_hand,)), runtime, tmp_path, silent_progress, tuned=True).records
+    assert record.options[chosen] == other
+    assert record.method == f"{method.name} tuned[{chosen}={other}]"
+    assert not record.tuned_on  # nothing of what was chosen is left
+    same = replace(method, fixed=(chosen,), options={**method.options, **choice.options})
+    (record,) = run(replace(config, methods=(same,)), runtime, tmp_path, silent_progress, tuned=True).records
+    assert record.method == f"{method.name} tuned"
+    assert record.tuned_on == choice.tuned_on
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_method_with_nothing_to_tune_runs_beside_tuned_ones(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Plain(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {}
+
+    tune(config, config.methods[0], runtime, tmp_path, "standard", silent_progress)
+    both = replace(config, methods=(*config.methods, MethodConfig("plain", Plain, {})))
+    records = run(both, runtime, tmp_path, silent_progress, tuned=True).records
+    assert {record.method: bool(record.tuned_on) for record in records} == {"oracle tuned": True, "plain": False}
+
+
 def test_a_method_without_a_search_space_says_so(config: Config, runtime: Runtime, tmp_path: Path) -> None:
     class Plain(Oracle):
         search_space: ClassVar[Mapping[str, Any]] = {}
