@@ -142,7 +142,7 @@ def is_tunable(cls: type[AttributionMethod]) -> bool:
 
 
 def _searches_itself(cls: type[AttributionMethod]) -> bool:
-    return cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined,no-any-return]
+    return cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
 
 
 def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:
