@@ -34,7 +34,7 @@ DECISIVE: dict[str, list[Part]] = {
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
     ],
-    "SAMPLING": ["diffusion/sampling.py", "diffusion/network.py", GenerateJob.run],
+    "SAMPLING": ["diffusion/sampling.py", "diffusion/trajectory.py", "diffusion/network.py", GenerateJob.run],
 }  # fmt: skip
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
