@@ -36,12 +36,14 @@ class SweepRecord(MethodRecord):
         series_option: the option that tells the curves apart; empty if there is none.
         points: in the order they were asked for.
         num_queries: of each query set; empty in records of an earlier version.
+        undefined: why the method is not defined on a query set, by its name; no point then has a result on it.
     """
 
     vary: str
     series_option: str = ""
     points: list[Point]
     num_queries: dict[str, int] = Field(default_factory=dict)
+    undefined: dict[str, str] = Field(default_factory=dict)
 
     @property
     def path(self) -> Path:

@@ -133,6 +133,7 @@ def notes(board: Board) -> list[str]:
             "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
             "than those they are judged on (by folds of the subsets, ranked within folds). Times are without retraining."
         )
+    said += undefined_notes(records)
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records
@@ -149,6 +150,19 @@ def notes(board: Board) -> list[str]:
     if compiled:
         said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
     return said
+
+
+def undefined_notes(records: Sequence[Record]) -> list[str]:
+    """Why cells are missing on whose queries a method is not defined, a sentence for each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, reason in record.undefined.items():
+            found.setdefault((name, reason), []).append(record.method)
+    return [
+        f"No cell on {name} queries, on which {'it is' if len(methods) == 1 else 'they are'} not defined: "
+        f"{', '.join(methods)}: {reason.rstrip('.')}."
+        for (name, reason), methods in found.items()
+    ]
 
 
 def _ceiling_notes(board: Board) -> list[str]:

@@ -219,7 +219,7 @@ def compute_against_lds(comparison: Comparison) -> Figure:
                 full = [
                     (s, value) for s, value, setting in zip(seconds, lds, shown, strict=True) if setting is converged
                 ]
-                axes.plot(*zip(*full, strict=True), "o", color=colour, markersize=5)
+                axes.plot([x for x, _ in full], [y for _, y in full], "o", color=colour, markersize=5)
             axes.set_xscale("log")
             _plain_numbers(axes.xaxis)
             axes.set(xlabel="seconds a query, preparation included", title=f"{name} queries")
