@@ -111,6 +111,12 @@ def test_all_runs_every_method_and_lists_the_others_with_the_reason(
         rows = configured or {name}
         assert rows & recorded or any(f"{row} was skipped: " in printed for row in rows), name
     assert {"pixel-dot", "pixel-cosine", "nda", "random"} <= recorded
+    for record in load_records(finished / "results"):
+        own = record.method.startswith("journey-trak")
+        assert set(record.results) == ({"generation"} if own else {"validation", "generation"})
+        assert set(record.undefined) == ({"validation"} if own else set())
+    said = " ".join(printed.split())
+    assert "not defined: journey-trak-converged, journey-trak: they were not sampled from the target model" in said
 
 
 def test_galleries_false_files_no_images(finished: Path, tmp_path: Path) -> None:
