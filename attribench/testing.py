@@ -223,7 +223,8 @@ def _sampled(channels: int) -> Queries:
     shape = (channels, _SIZE, _SIZE)
     images = generate_images(_tiny_model(channels, seed=0).eval(), seeds, shape, _GENERATION, torch.device("cpu"))
     sampling = Sampling(seeds, _GENERATION.num_inference_steps, _GENERATION.eta)
-    return Queries(images, tuple(f"sampled-{seed}" for seed in seeds), "sampled", sampling)
+    # Made in inference mode, images could not be written to, and a method that does so could not be told.
+    return Queries(images.clone(), tuple(f"sampled-{seed}" for seed in seeds), "sampled", sampling)
 
 
 def _retrained(channels: int) -> RetrainedModels:

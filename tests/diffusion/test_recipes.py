@@ -41,7 +41,7 @@ DECISIVE: dict[str, list[Part]] = {
 ACKNOWLEDGED = {
     "TRAINING": (1, "4a7740a2e8ff8882"),
     "LOSSES": (1, "342b2d5b08a71383"),
-    "SAMPLING": (1, "adb213b6d970a8fd"),
+    "SAMPLING": (1, "3a5167ea8b2ac1f2"),
 }
 
 
