@@ -17,7 +17,7 @@ from attribench.diffusion.noise import sample_noise_batch
 from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.factored import FactoredProjection
-from attribench.gradients.feature_set import FeatureSet
+from attribench.gradients.feature_set import FeatureSet, Origin
 from attribench.gradients.features import DECISIVE, model_digest
 from attribench.gradients.kronecker import kronecker_layers
 from attribench.gradients.layerwise import Take, whole
@@ -101,7 +101,7 @@ class TrajectoryFeatures:
             parts.append((way, [{**common, **way.spec, "draw": draw} for draw in range(self._options.noise_draws)]))
         missing = [way for way, specs in parts for spec in specs if self._shared.store.find(_KIND, spec) is None]
         passes = sum(len(way.queries) * len(way.positions) for way in missing)
-        loaders = []
+        loaders, chunks = [], []
         title = f"gradients of {self._options.f} along {len(queries)} trajectories"
         with self._context.progress.task(title, passes) as task:
             for way, specs in parts:
@@ -111,7 +111,8 @@ class TrajectoryFeatures:
                 ]
                 way.forget()
                 loaders.append(_mean(made))
-        return FeatureSet(loaders, len(queries), gradients.projection.dim)
+                chunks.append(([artifact.digest for artifact in made], len(made)))
+        return FeatureSet(loaders, len(queries), gradients.projection.dim, Origin(self._shared, chunks))
 
     def refusal(self) -> str | None:
         """Say why trajectories' gradients cannot be had here, or return None: for a method's ``skip_reason``."""
@@ -267,6 +268,9 @@ def _mean(artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:
     """Loads the features of a chunk: the mean over draws of noise."""
 
     def load() -> Tensor:
-        return torch.stack([artifact.load_tensors("features")["features"] for artifact in artifacts]).mean(0)
+        total, *others = (artifact.load_tensors("features")["features"] for artifact in artifacts)
+        for other in others:
+            total += other
+        return total.div_(len(artifacts))
 
     return load

@@ -192,7 +192,9 @@ def test_train_features_are_those_of_trak(context: AttributionContext, queries: 
     before = {artifact.key for artifact in context.store.artifacts()}
     scores_of(JourneyTRAK(**WHOLE), context, queries)
     new = [artifact for artifact in context.store.artifacts() if artifact.key not in before]
-    assert [artifact.kind.rpartition("/")[2] for artifact in new] == ["trajectory-gradients"]
+    kinds = sorted(artifact.kind.rpartition("/")[2] for artifact in new)
+    # The queries' products with the train features; those of the train features with each other were there.
+    assert kinds == ["inner-products", "trajectory-gradients"]
 
 
 def test_other_ridges_and_more_draws_add_to_what_is_there(
@@ -210,8 +212,10 @@ def test_other_ridges_and_more_draws_add_to_what_is_there(
     assert asked == [(name, 0) for name in queries.ids]
     asked.clear()
     monkeypatch.setattr(trajectories, "ddim_trajectory", lambda *_: pytest.fail("computed again"))
+    before = {artifact.key for artifact in context.store.artifacts()}
     scores_of(JourneyTRAK(**WHOLE, regularization=3.0), context, queries)
     assert asked == []
+    assert {artifact.key for artifact in context.store.artifacts()} == before  # nor is anything multiplied again
     monkeypatch.undo()
     monkeypatch.setattr(trajectories, "sample_noise_batch", noting)
     scores_of(JourneyTRAK(**WHOLE, noise_draws=3), context, queries)
