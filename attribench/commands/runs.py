@@ -179,6 +179,8 @@ def sweep(arguments: list[str]) -> int:
         found = {query_set: point.results[query_set] for query_set in QUERY_SETS if query_set in point.results}
         shown = "; ".join(f"{query_set} {result.text}" for query_set, result in found.items())
         print(f"{name}: LDS×100 {shown}")
+    for query_set, reason in record.undefined.items():
+        print(f"{record.method} is not defined on {query_set} queries: {reason}")
     print(f"{record.title}; 95 % intervals over queries and subsets; filed in {path}")
     return 0
 

@@ -76,8 +76,11 @@ class KernelMethod(AttributionMethod):
         """Return float64 scores ``(num_queries, num_train)``."""
         if self._ridge is None:
             raise AttribenchError(f"{type(self).__name__} is not prepared: call start(method, context) first.")
-        features = GradientFeatures(self.context, self._options).of(self.context.target_model(), queries)
-        return self.rescale(self._ridge.scores(features), self._ridge)
+        return self.rescale(self._ridge.scores(self.query_features(queries)), self._ridge)
+
+    def query_features(self, queries: Queries) -> FeatureSet:
+        """φ(x) of the queries: made like those of the train images, unless overridden."""
+        return GradientFeatures(self.context, self._options).of(self.context.target_model(), queries)
 
     def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
         """What a method makes of the kernel's scores ``(num_queries, num_train)``; as they are, unless overridden."""

@@ -148,11 +148,13 @@ class Record(MethodRecord):
     Attributes:
         protocol: ``strict`` if the numbers are of the halves nothing was chosen on.
         results: by query set.
+        undefined: why the method is not defined on a query set, by its name; the set is then not among the results.
         cost: None where it is not known: scores computed elsewhere.
     """
 
     protocol: Literal["standard", "strict"] = "standard"
     results: dict[str, QuerySetResult]
+    undefined: dict[str, str] = Field(default_factory=dict)
     cost: CostRecord | None
 
     @property

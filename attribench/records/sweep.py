@@ -38,6 +38,7 @@ class SweepRecord(MethodRecord):
         num_queries: of each query set; empty in records of an earlier version.
         ground_truth_hashes: of each query set's ground truth; empty in records of an earlier version, which then belong with
             all of the same data and settings.
+        undefined: why the method is not defined on a query set, by its name; no point then has a result on it.
     """
 
     vary: str
@@ -45,6 +46,7 @@ class SweepRecord(MethodRecord):
     points: list[Point]
     num_queries: dict[str, int] = Field(default_factory=dict)
     ground_truth_hashes: dict[str, str] = Field(default_factory=dict)
+    undefined: dict[str, str] = Field(default_factory=dict)
 
     @property
     def path(self) -> Path:

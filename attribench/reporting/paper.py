@@ -8,7 +8,7 @@ from attribench.records.lds import Record
 from attribench.reporting.boards import Board
 from attribench.reporting.formats import MISSING, Column, Table
 from attribench.reporting.published import Published, load_published
-from attribench.reporting.tables import preset_notes, published_cell
+from attribench.reporting.tables import preset_notes, published_cell, undefined_notes
 from attribench.settings import QUERY_SETS
 
 
@@ -115,4 +115,5 @@ def _notes(boards: Sequence[Board], published: list[str]) -> list[str]:
         if record.tuned_on
     ]
     notes.append(f"Tuned: {'; '.join(tuned) or 'nothing'}.")
+    notes += dict.fromkeys(note for board in boards for note in undefined_notes(board.records))
     return notes + published + preset_notes(boards[0].first)

@@ -134,6 +134,7 @@ def notes(board: Board) -> list[str]:
     said += preset_notes(first)
     if reference := _reference_notes(records):
         said.append(f"{reference[0]} Times are without retraining.")
+    said += undefined_notes(records)
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records
@@ -166,6 +167,19 @@ def _reference_notes(records: Sequence[Record]) -> list[str]:
     return [
         "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
         "than those they are judged on (by folds of the subsets, ranked within folds)."
+    ]
+
+
+def undefined_notes(records: Sequence[Record]) -> list[str]:
+    """Why cells are missing on whose queries a method is not defined, a sentence for each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, reason in record.undefined.items():
+            found.setdefault((name, reason), []).append(record.method)
+    return [
+        f"No cell on {name} queries, on which {'it is' if len(methods) == 1 else 'they are'} not defined: "
+        f"{', '.join(methods)}: {reason.rstrip('.')}."
+        for (name, reason), methods in found.items()
     ]
 
 

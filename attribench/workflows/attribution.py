@@ -26,7 +26,7 @@ from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.workflows.checks import instances
 from attribench.workflows.explanation import explained, knows_where, with_evidence
-from attribench.workflows.scoring import Scoring, access_of, require
+from attribench.workflows.scoring import Scoring, access_of, require, require_defined
 
 #: Root of the noise; the seed of the benchmark's target model.
 _SEED = 42
@@ -70,7 +70,7 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
     What is decoded and computed stays in the store under ``runtime.workdir``: a call that was stopped goes on.
 
     Raises:
-        UsageError: the method needs a model.
+        UsageError: the method needs a model, or is not defined on images that come from elsewhere.
         DataError: a folder does not exist, or holds no image that can be read.
     """
     if access_of(config.cls) > Access.DATA:
@@ -94,8 +94,9 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
         progress=progress,
     )
     require(method, config.name, context)
-    scoring = Scoring(store, method, config, context)
     asked = Queries.of(queries.images, "queries")
+    require_defined(method, config.name, asked)
+    scoring = Scoring(store, method, config, context)
     scores = scoring.scores({"queries": asked})["queries"]
     count = min(request.top or len(train.images), len(train.images))
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]

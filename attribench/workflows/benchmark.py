@@ -71,16 +71,22 @@ def run(
     parts = {name: Evaluation.reported(experiment, name, halves) for name in experiment.query_sets}
     queries = {name: part.asked for name, part in parts.items()}
     for method, scoring in scorings(experiment, methods, outcome.skipped):
-        scores = scoring.scores(queries)
+        undefined = scoring.undefined_on(queries)
+        defined = {name: asked for name, asked in queries.items() if name not in undefined}
+        if not defined:
+            outcome.skipped[scoring.name] = "; ".join(f"{name} queries: {why}" for name, why in undefined.items())
+            continue
+        scores = scoring.scores(defined)
         record = Record(
             **lds_description(config, experiment),
             **method_description(method, scoring),
             protocol=protocol,
-            results={name: part.evaluate(scores[name], by_band=True) for name, part in parts.items()},
+            results={name: parts[name].evaluate(scores[name], by_band=True) for name in defined},
+            undefined=undefined,
             cost=scoring.cost,
         )
         shown = experiment.train if config.files_images else None
-        beside = [part.attached(scores[name], shown) for name, part in parts.items()]
+        beside = [parts[name].attached(scores[name], shown) for name in defined]
         record, path = save_record(record, results, dict(ChainMap(*beside)), progress)
         progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)

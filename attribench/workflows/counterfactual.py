@@ -94,11 +94,15 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
 
     rows = [_control(experiment, chosen, settings)]
     for method_config, scoring in scorings(experiment, methods, outcome.skipped):
+        undefined = scoring.undefined_on({"generation": queries})
+        if undefined:
+            outcome.skipped[scoring.name] = undefined["generation"]
+            continue
         scores = _scores(scoring, queries, chosen)
         rows.append(_row(method_config, scoring, scores, experiment, chosen, settings))
     _retrain(rows, experiment, progress)
 
-    explained = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
+    explained = queries.select(chosen)
     missing = _no_clip(embedder, experiment)
     if missing:
         progress.message(f"Images are compared by pixels alone. {missing}")
@@ -151,7 +155,7 @@ def _scores(scoring: Scoring, queries: Queries, chosen: list[int]) -> Tensor:
     """Scores of the chosen queries: those of the whole set, if an earlier run made them, else of these alone."""
     if scoring.complete({"generation": queries}):
         return of_all_folds(scoring.scores({"generation": queries})["generation"])[chosen]
-    part = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
+    part = queries.select(chosen)
     return of_all_folds(scoring.scores({"generation": part})["generation"])
 
 

@@ -72,7 +72,7 @@ class Evaluation:
         """Some queries and subsets, by number, or all of them (None)."""
         asked, truth = experiment.queries(query_set), experiment.ground_truth(query_set)
         index = list(range(len(asked))) if index is None else index
-        queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
+        queries = asked.select(index)
         if subsets is not None:
             truth = truth.restrict(subsets, index)
         return cls(asked, queries, index, truth, subsets)

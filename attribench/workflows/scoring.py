@@ -105,6 +105,23 @@ def require(method: AttributionMethod, name: str, context: AttributionContext) -
         raise UsageError(f"{name} cannot run here: {reason}")
 
 
+def undefined_on(method: AttributionMethod, query_sets: Mapping[str, Queries]) -> dict[str, str]:
+    """The reason of each query set that a method is not defined on, by name; the others are not in it."""
+    reasons = {name: method.undefined_on(queries) for name, queries in query_sets.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def require_defined(method: AttributionMethod, name: str, queries: Queries) -> None:
+    """Insist that a method is defined on a query set.
+
+    Raises:
+        UsageError: it is not; with its reason.
+    """
+    reason = method.undefined_on(queries)
+    if reason is not None:
+        raise UsageError(f"{name} is not defined on the query set '{queries.name}': {reason}")
+
+
 class Scoring:
     """Scores of one method, kept in the store with what they cost.
 
@@ -155,6 +172,10 @@ class Scoring:
         self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
         self.hardware: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
+
+    def undefined_on(self, query_sets: Mapping[str, Queries]) -> dict[str, str]:
+        """The reason of each query set that the method is not defined on, by name; :meth:`scores` is for the others."""
+        return undefined_on(self._method, query_sets)
 
     def complete(self, query_sets: Mapping[str, Queries]) -> bool:
         """Whether all scores are in the store, so that :meth:`scores` only reads them."""
@@ -218,7 +239,8 @@ class Scoring:
         result["stored"] = {**self._context.store.used, **usage.stored}
 
     def _piece_spec(self, piece: Queries) -> Spec:
-        return {**self.spec, "queries": ImageSet(piece.images, piece.ids).content_hash}
+        content = ImageSet(piece.images, piece.ids).content_hash
+        return {**self.spec, "queries": content, **({"sampling": vars(piece.sampling)} if piece.sampling else {})}
 
     def _add_up(self, prepared: Artifact, artifacts: list[tuple[Artifact, int]]) -> None:
         preparation = prepared.load_json("cost")

@@ -1,8 +1,9 @@
 """Honest tuning: options are chosen on data that is named with every result, and never on what is reported.
 
 Standard protocol: chosen on the validation queries with all subsets, applied unchanged to the generated ones; the numbers on
-validation queries are then the chosen-on ones, and records say so. Strict protocol: chosen on half of the validation queries
-and half of the subsets, from options that were chosen on nothing, and reported on the other halves.
+validation queries are then the chosen-on ones, and records say so. A method that is not defined on validation queries is
+tuned on the generated ones, and records say that. Strict protocol: chosen on half of the validation queries and half of the
+subsets, from options that were chosen on nothing, and reported on the other halves.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import check_grid, instances, require_early
 from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.opening import open_experiment, setting_hash
-from attribench.workflows.scoring import Scoring, make_context, require
+from attribench.workflows.scoring import Scoring, make_context, require, require_defined
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _Evaluator:
             self.data.queries,
             self.data.truth,
         )
-        scores = scoring.scores({"validation": queries})["validation"]
+        scores = scoring.scores({queries.name: queries})[queries.name]
         lds = linear_datamodeling_score(scores, truth.masks, truth.outputs).mean().item()
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
         self.trials.append(Trial(options=json_value(values), lds=lds))
@@ -86,7 +87,8 @@ def tune(
     configured and what was set by hand; under the strict protocol without the options that a data set's YAML says were chosen.
 
     Raises:
-        UsageError: the method has nothing to tune, or cannot run here.
+        UsageError: the method has nothing to tune, cannot run here, or is not defined on the queries that the protocol
+            chooses on.
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"Unknown --protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
@@ -101,8 +103,21 @@ def tune(
     require_early(instances([method]), experiment)
     if protocol == "strict":
         _ = experiment.halves  # too few to halve is known before any work
+    instance = method.cls(**method.options)
+    on_validation = instance.undefined_on(experiment.queries("validation"))
+    if on_validation is not None and protocol == "strict":
+        raise UsageError(
+            f"The strict protocol chooses on validation queries, and {method.name} is not defined on them: {on_validation}"
+        )
     experiment.prepare()
-    data = _choosing(experiment, protocol)
+    if on_validation is None:
+        data = _choosing(experiment, protocol)
+    else:
+        data = Evaluation.of(experiment, "generation")
+        require_defined(instance, method.name, data.asked)
+        progress.message(
+            f"{method.name} is not defined on validation queries: its options are chosen on the generated ones."
+        )
     evaluate = _Evaluator(experiment, method, data, [], progress)
     found = method.cls.search(evaluate, {**method.options, **candidates})
     chosen = {name: value for name, value in found.items() if name not in method.held}
@@ -116,6 +131,7 @@ def tune(
         setting_hash=setting_hash(experiment, config),
         options=json_value(options),
         lds=lds,
+        query_set=data.queries.name,
         query_ids=list(data.queries.ids),
         subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(data.truth.masks))),
         trials=evaluate.trials,

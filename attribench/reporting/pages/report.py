@@ -136,7 +136,7 @@ def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict
     here = {record.method for record in board.records}
     rows = [_row(record, board, low, high, parts) for record in board.records]
     rows += [
-        {"method": name, "missing": True, "validation": None, "generation": None, "mean": ""}
+        {"method": name, "missing": True, "validation": None, "generation": None, "undefined": {}, "mean": ""}
         for name in methods
         if name not in here and "[" not in name
     ]
@@ -157,6 +157,7 @@ def _row(record: Record, board: Board, low: float, high: float, parts: PageParts
         "missing": False,
         "validation": _cell(record, board, "validation", low, high),
         "generation": _cell(record, board, "generation", low, high),
+        "undefined": record.undefined,
         "mean": f"{100 * mean:.1f}" if mean > float("-inf") else "",
         "access": record.access,
         "looks_at": ACCESS[record.access],
