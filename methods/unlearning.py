@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.precision import float64_device, to_float64
 from attribench.gradients.common_noise import (
     COMMON,
     NoiseOwner,
@@ -84,7 +85,7 @@ class Unlearning(LossChangeMethod):
         super().prepare(context)
         fisher = diagonal_fisher(context, context.target_model(), self._fisher_terms)
         floor = torch.finfo(torch.float64).tiny  # of a model that has no gradients at all
-        self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(context.device)
+        self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(float64_device(context.device))
 
     def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
         """One preconditioned step up the query's loss."""
@@ -92,7 +93,7 @@ class Unlearning(LossChangeMethod):
         name = COMMON if self._noise == "common" else name
         rows = noisy_rows(image, name, self._gradient_terms, noise_seed(context), context.schedule, like)
         loss, gradients = mean_loss_and_gradient(model, weights, *rows)
-        gradient = flattened(gradients).double()
+        gradient = to_float64(flattened(gradients))
         direction = gradient / self._precision
         rise = gradient @ direction
         length = self._step * loss / rise if rise > 0 else torch.zeros_like(rise)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.cost import measure
 from attribench.computing.device import exact_float32
+from attribench.computing.precision import float64_device, to_float64
 from attribench.computing.seeding import derive_seed
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
@@ -34,7 +35,7 @@ _KIND = "common-noise-losses"
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
     "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Images of one forward pass, and of one backward pass: beyond it, they cost memory and gain no speed.
@@ -187,11 +188,11 @@ def mean_loss_and_gradient(
         timesteps: int ``(B,)``.
 
     Returns:
-        A scalar, and gradients by name, of the weights' shapes.
+        A float64 scalar, and gradients by name, of the weights' shapes.
     """
     buffers = dict(model.named_buffers())
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    total = torch.zeros((), dtype=torch.float64, device=noisy.device)
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(noisy.device))
     gradients = {name: torch.zeros_like(value) for name, value in weights.items()}
     rows = _limit(_BACKWARD_ROWS, noisy.device)
     with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
@@ -200,7 +201,7 @@ def mean_loss_and_gradient(
             predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part])).sample
             loss = (predicted - noise[part]).square().flatten(1).mean(1).sum() / len(noisy)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            total += loss.detach()
+            total += to_float64(loss.detach())
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
                     gradients[name] += gradient

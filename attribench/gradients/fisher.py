@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.computing.cost import measure
+from attribench.computing.precision import float64_device
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.gradients.features import model_digest
@@ -23,7 +24,7 @@ _KIND = "fisher"
 _DECISIVE = (
     "gradients/fisher.py", "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py",
     "gradients/per_sample.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Images whose squares are stored together; a killed computation loses one such part at most.
@@ -77,7 +78,8 @@ def _squares(
     """The squares summed over images and terms: float64 ``(num_parameters,)``."""
     row_bytes = layerwise_bytes(model, images.images.shape[1:], context.device)
     samples = batch_size(num_parameters(model), context.device)
-    total = torch.zeros(num_parameters(model), dtype=torch.float64, device=context.device)
+    device = float64_device(context.device)
+    total = torch.zeros(num_parameters(model), dtype=torch.float64, device=device)
     for begin in range(0, len(images), samples):
         for term in terms:
             gradients = summed_gradients(
@@ -92,5 +94,5 @@ def _squares(
                 row_bytes,
                 report,
             )
-            total += gradients.square_().sum(0, dtype=torch.float64)
+            total += gradients.square_().to(device).sum(0, dtype=torch.float64)
     return total.cpu()

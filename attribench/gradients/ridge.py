@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.budget import shortage
 from attribench.gradients.feature_set import FeatureSet
@@ -32,7 +33,7 @@ class Ridge:
     Args:
         train: features of the train images.
         regularization: positive.
-        device: where to compute; Apple's GPUs have no float64, so the CPU takes their place.
+        device: where to compute; where it has no float64, on the CPU.
 
     Attributes:
         lam: λ.
@@ -46,7 +47,7 @@ class Ridge:
     def __init__(self, train: FeatureSet, regularization: float, device: torch.device) -> None:
         check_regularization(regularization)
         self._train = train
-        self._device = torch.device("cpu") if device.type == "mps" else device
+        self._device = float64_device(device)
         self.dual = train.num_samples <= train.dimensions
         size = min(train.num_samples, train.dimensions)
         reason = shortage(
