@@ -17,7 +17,7 @@ from attribench.gradients.common_noise import (
     noise_seed,
     noisy_rows,
 )
-from attribench.gradients.fisher import diagonal_fisher
+from attribench.gradients.fisher import diagonal_fisher, fisher_refusal
 from attribench.gradients.loss_change import LossChangeMethod, added, check_positive, evenly_spaced, flattened
 from attribench.method import AttributionContext
 from attribench.registry import register_method
@@ -52,6 +52,8 @@ class Unlearning(LossChangeMethod):
         UsageError: an option is out of range.
     """
 
+    copies = 14  # gradients and the flat one; in float64, that, F, the step and its parts; the changed weights
+    still = "the model has no gradient there"
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"damping": (1e-3, 1e-2, 0.1, 1.0)}
 
     def __init__(
@@ -80,6 +82,11 @@ class Unlearning(LossChangeMethod):
             "step": self._step,
         }
 
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        """Refuse where there is no model, or no room for a query's losses or the Fisher information."""
+        reason = super().skip_reason(context)
+        return reason or fisher_refusal(context, context.target_model(), self._fisher_terms)
+
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses and Fisher information at the target model, unless they are in the store."""
         super().prepare(context)
@@ -92,7 +99,7 @@ class Unlearning(LossChangeMethod):
         context, like = self.context, next(iter(weights.values()))
         name = COMMON if self._noise == "common" else name
         rows = noisy_rows(image, name, self._gradient_terms, noise_seed(context), context.schedule, like)
-        loss, gradients = mean_loss_and_gradient(model, weights, *rows)
+        loss, gradients = mean_loss_and_gradient(model, weights, *rows, self._losses.row_bytes)
         gradient = to_float64(flattened(gradients))
         direction = gradient / self._precision
         rise = gradient @ direction
