@@ -49,10 +49,7 @@ class Ridge:
         self._train = train
         self._device = float64_device(device)
         self.dual = train.num_samples <= train.dimensions
-        size = min(train.num_samples, train.dimensions)
-        reason = shortage(
-            f"A kernel of {size} × {size} entries", 3 * 8 * size**2, self._device, remedy="Use fewer train images."
-        )
+        reason = kernel_refusal(train.num_samples, train.dimensions, device)
         if reason is not None:
             raise AttribenchError(reason)
         self._kernel = inner_products(train, train, self._device) if self.dual else self._primal_kernel()
@@ -114,6 +111,13 @@ class Ridge:
 
     def _float64(self, block: Tensor) -> Tensor:
         return block.to(self._device, torch.float64)
+
+
+def kernel_refusal(num_train: int, dimensions: int, device: torch.device) -> str | None:
+    """Say why the kernel of so many train features does not fit into memory, or return None."""
+    size = min(num_train, dimensions)
+    what, memory = f"A kernel of {size} × {size} entries", 3 * 8 * size**2
+    return shortage(what, memory, float64_device(device), remedy="Use fewer train images.")
 
 
 def check_regularization(regularization: float) -> None:
