@@ -115,7 +115,7 @@ class GradientFeatures:
         if context.models is None:
             return "it needs a trained model, and there is none in this run"
         models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
-        plans = []
+        plans: list[_Plan] = []
         try:
             for model in models:
                 if not plans:  # before the store is searched for every chunk, of which there may be as many as images
