@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import gcd
 from typing import Any, ClassVar
 
 import torch
@@ -16,15 +17,20 @@ from attribench.gradients.common_noise import (
     COMMON,
     NoiseOwner,
     Weights,
+    mean_loss,
     mean_loss_and_gradient,
     noise_seed,
     noisy_rows,
 )
 from attribench.gradients.loss_change import LossChangeMethod, check_positive, evenly_spaced
+from attribench.gradients.per_sample import Term
 from attribench.registry import register_method
 
 #: The expected loss of a network that predicts no noise at all: nothing is left to unlearn beyond it.
 _NULL_LOSS = 1.0
+
+#: Noisy images, the noise in them, their timesteps.
+Rows = tuple[Tensor, Tensor, Tensor]
 
 
 @register_method("fine-tune")
@@ -33,8 +39,8 @@ class FineTune(LossChangeMethod):
 
     Each step of plain stochastic gradient *ascent*, θ ← θ + η·∇L(q), averages the gradient over a batch of timesteps and noise;
     score(n) = (L(n; θ') − L(n; θ)) / L(n; θ), losses averaged over timesteps and draws of noise that are the same before and
-    after. A train image whose loss rises most is the strongest proponent. A step that would make the query's loss as large as
-    that of a network that predicts no noise at all is not taken, and is the last.
+    after. A train image whose loss rises most is the strongest proponent. A step that would make the query's loss, averaged
+    likewise, as large as that of a network that predicts no noise at all is not taken, and is the last.
 
     It is our reading, and not MUCS itself. In common with that method, as its authors' code has it, are ascent that is bounded
     by the loss of a network that knows nothing, noise that is the same for both models and for all images, and a normalised
@@ -46,7 +52,7 @@ class FineTune(LossChangeMethod):
         learning_rate: η. The default, like the noise's, comes from a pilot on 16 validation queries of digits.
         noise_batch: (timestep, draw of noise)s that a step averages the gradient over.
         fresh_noise: every step draws timesteps and noise anew, as training does; otherwise steps go in turn through those at
-            which losses are taken, all of them at a time where ``noise_batch`` allows.
+            which losses are taken, all of them at a time where ``noise_batch`` allows, else each time some that are far apart.
         num_timesteps: the train images' losses are averaged over so many evenly spaced timesteps. A query costs one forward
             pass for each of them, draw of noise and train image.
         noise_draws: and over so many draws of noise at every timestep.
@@ -56,6 +62,11 @@ class FineTune(LossChangeMethod):
         UsageError: an option is out of range.
     """
 
+    copies = 6  # gradients twice, the weights before and after a step, and the step itself
+    still = (
+        "as far as its loss says, the model knows no more of them than one that predicts no noise at all, or would after one "
+        "step; a smaller --method.learning_rate moves those of the second kind"
+    )
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"learning_rate": (3e-4, 1e-3, 3e-3)}
 
     def __init__(
@@ -86,24 +97,38 @@ class FineTune(LossChangeMethod):
 
     def changed(self, model: nn.Module, weights: Weights, image: Tensor, name: str) -> Weights:
         """A few steps up the query's loss."""
-        before = weights
+        before, row_bytes = weights, self._losses.row_bytes
+        like = next(iter(weights.values()))
+        everything = self._noised(image, name, self._terms, like)
+        together = not self._fresh and self._batch >= len(self._terms)
         for step in range(self._steps + 1):
-            loss, gradients = mean_loss_and_gradient(model, weights, *self._rows(image, name, step, weights))
+            if together and step < self._steps:
+                loss, gradients = mean_loss_and_gradient(model, weights, *everything, row_bytes)
+            else:
+                loss = mean_loss(model, weights, *everything, row_bytes)
             if not loss < _NULL_LOSS:
                 return before
             if step < self._steps:
+                if not together:
+                    _, gradients = mean_loss_and_gradient(
+                        model, weights, *self._batch_of(image, name, step, like), row_bytes
+                    )
                 before = weights
                 weights = {key: value + self._rate * gradients[key] for key, value in weights.items()}
         return weights
 
-    def _rows(self, image: Tensor, name: str, step: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-        """The query under a step's batch of noise: noisy images, noise, timesteps."""
-        context, like = self.context, next(iter(weights.values()))
+    def _noised(self, image: Tensor, name: str, terms: Sequence[Term], like: Tensor) -> Rows:
+        """The query under the noise of terms."""
+        owner = COMMON if self._noise == "common" else name
+        return noisy_rows(image, owner, terms, noise_seed(self.context), self.context.schedule, like)
+
+    def _batch_of(self, image: Tensor, name: str, step: int, like: Tensor) -> Rows:
+        """The query under a step's batch of noise, where that is not all of the losses'."""
+        context = self.context
         if not self._fresh:
-            count = len(self._terms)
-            terms = [self._terms[(step * self._batch + i) % count] for i in range(min(self._batch, count))]
-            owner = COMMON if self._noise == "common" else name
-            return noisy_rows(image, owner, terms, noise_seed(context), context.schedule, like)
+            order = spread(len(self._terms))
+            turn = [order[(step * self._batch + i) % len(order)] for i in range(self._batch)]
+            return self._noised(image, name, [self._terms[number] for number in turn], like)
         clean = to_unit_range(image).to(like)
         generator = torch.Generator().manual_seed(derive_seed(context.seed, "fine-tune", name, step))
         timesteps = torch.randint(NUM_TIMESTEPS, (self._batch,), generator=generator)
@@ -116,3 +141,9 @@ class FineTune(LossChangeMethod):
         """The rise of every train image's mean loss, as a share of it."""
         base = before.mean(0)
         return (after.mean(0) - base) / base.clamp(min=torch.finfo(base.dtype).tiny)
+
+
+def spread(count: int) -> list[int]:
+    """All numbers below ``count``, in an order in which neighbours are far apart: by steps of about its golden section."""
+    step = min((i for i in range(1, count + 1) if gcd(i, count) == 1), key=lambda i: abs(i - 0.618 * count))
+    return [(i * step) % count for i in range(count)]

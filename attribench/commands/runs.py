@@ -86,6 +86,7 @@ def score(arguments: list[str]) -> int:
             f"--query-set {options.query_set}: name one query set for each of {len(options.files)} file(s)."
         )
 
+    from attribench.computing.names import readable
     from attribench.computing.progress import terminal_progress
     from attribench.records.lds import load_records
     from attribench.reporting.boards import boards
@@ -95,7 +96,7 @@ def score(arguments: list[str]) -> int:
 
     results = writable_folder("--results", options.results)
     files = dict(zip(sets, map(Path, options.files), strict=True))
-    name = options.name or Path(options.files[0]).stem
+    name = readable(options.name or Path(options.files[0]).stem)
     record, path = score_files(config, files, name, runtime_of(options), results, terminal_progress())
     for board in boards(load_records(results, [record.dataset]), results):
         if record in board.records:

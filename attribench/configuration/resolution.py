@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attribench.computing.names import readable
 from attribench.configuration.files import (
     SECTIONS,
     DatasetConfig,
@@ -154,7 +155,7 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
         if not isinstance(content.get("method"), str):
             raise UsageError(f"{files.get(name, name)} must name its method: a line such as 'method: nda'.")
         registered = str(content.pop("method"))
-        row = Path(name).stem
+        row = readable(Path(name).stem)
     else:
         content, registered, row = {}, name, "" if "." in name else name
     known = sorted({*METHODS.names(), *files})

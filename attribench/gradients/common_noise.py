@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import Literal, cast, get_args
 
 import torch
@@ -13,12 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.cost import measure
 from attribench.computing.device import exact_float32
+from attribench.computing.precision import float64_device, to_float64
 from attribench.computing.seeding import derive_seed
 from attribench.data import to_unit_range
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.errors import AttribenchError, UsageError
+from attribench.gradients.budget import shortage
 from attribench.gradients.features import model_digest
-from attribench.gradients.per_sample import Term
+from attribench.gradients.per_sample import Term, held_bytes, num_parameters, pass_size
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -34,10 +37,10 @@ _KIND = "common-noise-losses"
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
     "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
-#: Images of one forward pass, and of one backward pass: beyond it, they cost memory and gain no speed.
+#: Images of one forward pass, and of one backward pass, at most: beyond it, they cost memory and gain no speed.
 _FORWARD_ROWS = {"cpu": 256, "cuda": 1024}
 _BACKWARD_ROWS = {"cpu": 64, "cuda": 128}
 
@@ -80,6 +83,36 @@ class CommonNoiseLosses:
         """Forward passes (images) at every change of the weights."""
         return len(self._terms) * len(self._context.train)
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """What :func:`attribench.gradients.per_sample.held_bytes` says."""
+        return held_bytes(self._model, self._context.train.image_shape, self._context.device)[0]
+
+    def refusal(self, copies: int, changes: Sequence[Spec] = ()) -> str | None:
+        """Say why losses at other weights cannot be had here, or return None.
+
+        Args:
+            copies: of the parameters, in their own type, that making other weights takes, those themselves included.
+            changes: by which the weights are to be changed; none for those of a single query.
+        """
+        device, images = self._context.device, len(self._context.train)
+        first, length, pixels = next(self._model.parameters()), num_parameters(self._model), self._image_numbers
+        noise = first.element_size() * pixels * (images if self._owner == "own" else 1)
+        kept = min(_limit(_NOISE_BYTES, device), len(self._terms) * noise) + noise
+        forward = forward_rows(self.row_bytes, device) * self.row_bytes // 2
+        backward = backward_rows(self.row_bytes, device) * self.row_bytes
+        results = 3 * 8 * self.passes
+        memory = first.element_size() * (length * (1 + copies) + images * pixels) + kept + results
+        store = self._shared.store
+        missing = sum(store.find(_KIND, self._changed_spec(change)) is None for change in changes) if changes else 1
+        return shortage(
+            f"Taking {self.passes:,} losses at changed weights of {length:,} parameters",
+            (memory + max(forward, backward)) * 9 // 8,
+            device,
+            missing * (first.element_size() * self.passes + 4096),  # with specification and manifest
+            store.root,
+        )
+
     def at_target(self) -> Tensor:
         """The losses at the target model: ``(num_terms, num_train)`` of its type, each at least 0."""
         parameters = {name: value.detach() for name, value in self._model.named_parameters()}
@@ -98,24 +131,29 @@ class CommonNoiseLosses:
 
         def build(staging: Staging) -> None:
             with measure(self._context.device) as cost:
-                losses = self._losses(weights())
+                moved = weights()
+                own = dict(self._model.named_parameters())
+                if change and all(torch.equal(value, own[name]) for name, value in moved.items()):
+                    losses = self.at_target()  # to the bit, so that it shows that nothing has moved
+                else:
+                    losses = self._losses(moved)
             if not torch.isfinite(losses).all():
                 raise AttribenchError("The losses of train images are not finite: the weights were moved too far.")
             staging.save_tensors("losses", {"losses": losses})
             staging.note(peak_bytes=cost.peak_bytes)
 
-        return self._shared.get_or_create(_KIND, {**self._spec, "change": change}, build).load_tensors("losses")[
-            "losses"
-        ]
+        return self._shared.get_or_create(_KIND, self._changed_spec(change), build).load_tensors("losses")["losses"]
 
-    @torch.inference_mode()
+    def _changed_spec(self, change: Spec) -> Spec:
+        return {**self._spec, "change": change}
+
     def _losses(self, weights: Weights) -> Tensor:
         device, images = self._context.device, len(self._context.train)
         buffers = dict(self._model.named_buffers())
         clean = self._clean
         result = torch.empty(len(self._terms), images, dtype=clean.dtype)
-        rows = _limit(_FORWARD_ROWS, device)
-        with exact_float32(), sdpa_kernel(SDPBackend.MATH):
+        rows = forward_rows(self.row_bytes, device)
+        with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             for number, (timestep, _) in enumerate(self._terms):
                 noise = self._noise(number)
                 for begin in range(0, images, rows):
@@ -126,6 +164,10 @@ class CommonNoiseLosses:
                     errors = (predicted - some).square().flatten(1).mean(1)
                     result[number, begin : begin + rows] = errors.cpu()
         return result
+
+    @property
+    def _image_numbers(self) -> int:
+        return prod(self._context.train.image_shape)
 
     @cached_property
     def _clean(self) -> Tensor:
@@ -174,8 +216,23 @@ def check_owner(owner: str) -> NoiseOwner:
     return cast(NoiseOwner, owner)
 
 
+def mean_loss(
+    model: nn.Module, weights: Weights, noisy: Tensor, noise: Tensor, timesteps: Tensor, row_bytes: int = 0
+) -> Tensor:
+    """The mean denoising loss over rows, a float64 scalar; see :func:`mean_loss_and_gradient`."""
+    buffers = dict(model.named_buffers())
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(noisy.device))
+    rows = forward_rows(row_bytes, noisy.device)
+    with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for begin in range(0, len(noisy), rows):
+            part = slice(begin, begin + rows)
+            predicted = functional_call(model, (dict(weights), buffers), (noisy[part], timesteps[part])).sample
+            total += to_float64((predicted - noise[part]).square().flatten(1).mean(1).sum() / len(noisy))
+    return total
+
+
 def mean_loss_and_gradient(
-    model: nn.Module, weights: Weights, noisy: Tensor, noise: Tensor, timesteps: Tensor
+    model: nn.Module, weights: Weights, noisy: Tensor, noise: Tensor, timesteps: Tensor, row_bytes: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean denoising loss over rows, and its gradient, by ordinary backward passes.
 
@@ -185,22 +242,23 @@ def mean_loss_and_gradient(
         noisy: ``(B, C, H, W)``, on the model's device.
         noise: what the network is to predict, likewise.
         timesteps: int ``(B,)``.
+        row_bytes: of memory that a row holds between forward and backward pass; bounds how many go together.
 
     Returns:
-        A scalar, and gradients by name, of the weights' shapes.
+        A float64 scalar, and gradients by name, of the weights' shapes.
     """
     buffers = dict(model.named_buffers())
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    total = torch.zeros((), dtype=torch.float64, device=noisy.device)
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(noisy.device))
     gradients = {name: torch.zeros_like(value) for name, value in weights.items()}
-    rows = _limit(_BACKWARD_ROWS, noisy.device)
+    rows = backward_rows(row_bytes, noisy.device)
     with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for begin in range(0, len(noisy), rows):
             part = slice(begin, begin + rows)
             predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part])).sample
             loss = (predicted - noise[part]).square().flatten(1).mean(1).sum() / len(noisy)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            total += loss.detach()
+            total += to_float64(loss.detach())
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
                     gradients[name] += gradient
@@ -227,6 +285,16 @@ def noisy_rows(
         [schedule.add_noise(clean, one, timestep) for one, (timestep, _) in zip(noise, terms, strict=True)]
     )
     return noisy, noise, torch.tensor([timestep for timestep, _ in terms], device=like.device)
+
+
+def forward_rows(row_bytes: int, device: torch.device) -> int:
+    """Images of one forward pass. Nothing is held for a backward pass, so that a row takes half as much at most."""
+    return min(_limit(_FORWARD_ROWS, device), pass_size(row_bytes // 2, device))
+
+
+def backward_rows(row_bytes: int, device: torch.device) -> int:
+    """Images of one backward pass."""
+    return min(_limit(_BACKWARD_ROWS, device), pass_size(row_bytes, device))
 
 
 def _limit(limits: Mapping[str, int], device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,7 @@ class GradientFeatures:
     def __init__(self, context: AttributionContext, options: FeatureOptions) -> None:
         self._context, self._options = context, options
         self._shared = context.shared_store()
+        self._known: tuple[nn.Module, _Layout] | None = None
 
     def of(self, model: nn.Module, images: ImageSet | Queries) -> FeatureSet:
         """The features of ``images``; chunks that are not in the store are computed.
@@ -113,12 +115,40 @@ class GradientFeatures:
         if context.models is None:
             return "it needs a trained model, and there is none in this run"
         models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
+        plans: list[_Plan] = []
         try:
-            return self._shortage([self._plan(model, images) for model in models])
+            for model in models:
+                if not plans:  # before the store is searched for every chunk, of which there may be as many as images
+                    reason = self._surely_lacking(model, images)
+                    if reason is not None:
+                        return reason
+                plans.append(self._plan(model, images))
+            return self._shortage(plans)
         except AttribenchError as error:
             return str(error)
 
-    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> _Plan:
+    def dimensions(self, model: nn.Module, images: ImageSet | Queries) -> int:
+        """The length of an image's features.
+
+        Raises:
+            AttribenchError: the projection is not for this network.
+        """
+        return self._layout(model, images).projection.dim
+
+    def _surely_lacking(self, model: nn.Module, images: ImageSet) -> str | None:
+        """Say that there is no room on the disk even if all gradients in the store are among those asked for."""
+        layout, stages, store = self._layout(model, images), len(self._options.stages), self._shared.store
+        found = store.count(_KIND)
+        rows = max(0, stages * len(images) - layout.size * found)
+        parts = max(0, stages * math.ceil(len(images) / layout.size) - found)
+        return self._lack(num_parameters(model), layout.projection, 0, _disk(layout.projection.dim, rows, parts))
+
+    def _layout(self, model: nn.Module, images: ImageSet | Queries) -> _Layout:
+        if self._known is None or self._known[0] is not model:
+            self._known = model, self._new_layout(model, images)
+        return self._known[1]
+
+    def _new_layout(self, model: nn.Module, images: ImageSet | Queries) -> _Layout:
         device = self._context.device
         length = num_parameters(model)
         projection_seed = derive_seed(self._context.seed, "projection") % 2**31  # trak's kernels take 32 bits
@@ -135,7 +165,12 @@ class GradientFeatures:
         budget = _CHUNK_BYTES
         if projection.name not in ("identity", "factored"):
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
-        size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
+        return _Layout(projection, length, max(1, min(_LARGEST_CHUNK, budget // (4 * length))))
+
+    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> _Plan:
+        device, options = self._context.device, self._options
+        layout = self._layout(model, images)
+        projection, length, size = layout.projection, layout.length, layout.size
         common = {
             "code": source_hash(*(ROOT / name for name in DECISIVE)),
             "weights": model_digest(model),
@@ -185,15 +220,29 @@ class GradientFeatures:
         plans = [plan for plan in plans if plan.missing]
         if not plans:
             return None
-        device = self._context.device
+        memory, disk = max(plan.memory() for plan in plans), sum(plan.disk() for plan in plans)
+        return self._lack(plans[0].num_parameters, plans[0].projection, memory, disk)
+
+    def _lack(
+        self, num_parameters: int, projection: Projection | FactoredProjection, memory: int, disk: int
+    ) -> str | None:
         return shortage(
-            f"Computing gradients of {plans[0].num_parameters:,} parameters",
-            max(plan.memory() for plan in plans),
-            device,
-            sum(plan.disk() for plan in plans),
+            f"Computing gradients of {num_parameters:,} parameters",
+            memory,
+            self._context.device,
+            disk,
             self._shared.store.root,
-            "A smaller --method.proj_dim needs less." if plans[0].projection.name != "identity" else "",
+            "A smaller --method.proj_dim needs less." if projection.name != "identity" else "",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """How one model's gradients are projected, and in chunks of how many images they are kept."""
+
+    projection: Projection | FactoredProjection
+    length: int  # of what is added up for an image: a gradient, or a factored one
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,8 +294,12 @@ class _Plan:
 
     def disk(self) -> int:
         """Bytes that the missing parts will take."""
-        per_artifact = 4096  # specification and manifest
-        return sum(4 * self.projection.dim * len(part.images) + per_artifact for part in self.missing)
+        return _disk(self.projection.dim, sum(len(part.images) for part in self.missing), len(self.missing))
+
+
+def _disk(dimensions: int, rows: int, parts: int) -> int:
+    """Bytes of so many rows of features in so many parts, each with its specification and manifest."""
+    return 4 * dimensions * rows + 4096 * parts
 
 
 def model_digest(model: nn.Module) -> str:

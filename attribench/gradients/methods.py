@@ -15,7 +15,7 @@ from attribench.gradients.features import GradientFeatures
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import ProjectionName
-from attribench.gradients.ridge import Ridge, check_regularization
+from attribench.gradients.ridge import Ridge, check_regularization, kernel_refusal
 from attribench.gradients.search import NUM_TIMESTEPS, search_ridge
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 
@@ -64,8 +64,13 @@ class KernelMethod(AttributionMethod):
         return search_ridge(evaluate, options, cls.outputs)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
-        """Refuse when the gradients do not fit into memory or on the disk."""
-        return GradientFeatures(context, self._options).refusal(context.train)
+        """Refuse when the gradients do not fit into memory or on the disk, or their kernel into memory."""
+        features = GradientFeatures(context, self._options)
+        reason = features.refusal(context.train)
+        if reason is not None:
+            return reason
+        dimensions = features.dimensions(context.target_model(), context.train)
+        return kernel_refusal(len(context.train), dimensions, context.device)
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and factorise their kernel."""

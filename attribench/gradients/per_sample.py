@@ -78,7 +78,13 @@ def blank_gradients(network: nn.Module, image_shape: Sequence[int], device: torc
 
 
 def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> int | None:
-    """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
+    """What :func:`held_bytes` says, or None where layer by layer does not work."""
+    held, complete = held_bytes(network, image_shape, device)
+    return held if complete else None
+
+
+def held_bytes(network: nn.Module, image_shape: Sequence[int], device: torch.device) -> tuple[int, bool]:
+    """Bytes that a row holds between forward and backward pass, and whether gradients can be taken layer by layer.
 
     Found out by taking the gradient of blank images.
 
@@ -95,10 +101,8 @@ def layerwise_bytes(network: nn.Module, image_shape: Sequence[int], device: torc
     weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
     with saved_tensors_hooks(note, lambda value: value):
         complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None)
-    if not complete:
-        return None
     # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
-    return 2 * sum(size for pointer, size in held.items() if pointer not in weights) // _BLANKS
+    return 2 * sum(size for pointer, size in held.items() if pointer not in weights) // _BLANKS, complete
 
 
 @dataclass(frozen=True, eq=False)

@@ -165,6 +165,13 @@ class ArtifactStore:
         self.used[f"{kind}/{key}"] = artifact.num_bytes
         return artifact
 
+    def count(self, kind: str) -> int:
+        """How many folders of a kind there are, whatever is in them: artifacts, at most."""
+        try:
+            return sum(1 for _ in (self.root / (self.namespace + kind)).iterdir())
+        except OSError:
+            return 0
+
     def get_or_create(self, kind: str, spec: Spec, build: Callable[[Staging], None], wait: bool = True) -> Artifact:
         """Return the artifact, building it first if need be; no two processes build the same one.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -108,6 +108,11 @@ class Evaluation:
             if by_band
             else [],
         )
+
+    def mean_lds(self, scores: Tensor) -> float:
+        """The LDS alone, of scores of the part's queries; otherwise like :meth:`evaluate`."""
+        part = replace(self, index=list(range(len(self.queries))))
+        return score_predictions(part._predictions(scores), part._ranked(part.truth.outputs, scores)).mean().item()
 
     def _predictions(self, scores: Tensor) -> Tensor:
         """What scores predict for every subset, ``(num_subsets, num_queries)``."""

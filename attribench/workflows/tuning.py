@@ -20,7 +20,6 @@ from attribench.configuration.protocol import PROTOCOLS, ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.method import AttributionMethod
-from attribench.metrics.lds import linear_datamodeling_score
 from attribench.records.choices import Choice, Trial, save_choice
 from attribench.settings import Runtime
 from attribench.store.json_values import json_value
@@ -54,13 +53,8 @@ class _Evaluator:
         method = self._make(values, sorted(set(options) - set(given)))
         context = make_context(self.experiment, method, config)
         require(method, self.config.name, context)
-        scoring, queries, truth = (
-            Scoring.of(self.experiment, method, config, context),
-            self.data.queries,
-            self.data.truth,
-        )
-        scores = scoring.scores({queries.name: queries})[queries.name]
-        lds = linear_datamodeling_score(scores, truth.masks, truth.outputs).mean().item()
+        scoring, queries = Scoring.of(self.experiment, method, config, context), self.data.queries
+        lds = self.data.mean_lds(scoring.scores({queries.name: queries})[queries.name])
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
         self.trials.append(Trial(options=json_value(values), lds=lds))
         self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from attribench.computing.precision import float64_device
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.gradients.budget import shortage
@@ -101,8 +102,7 @@ class NDA(AttributionMethod):
 
     def prepare(self, context: AttributionContext) -> None:
         """Give the train images to the engine."""
-        # Apple's GPUs have no float64, which sums over patches need.
-        self._device = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._device = float64_device(context.device)  # which sums over patches need
         self._scorer = ENGINES[self._engine](self._compared(context.train_images), self._device)
 
     def attribute(self, queries: Queries) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attribench.computing.cost import compiling
+from attribench.computing.precision import float64_device
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.gradients.budget import shortage
@@ -105,8 +106,7 @@ class ScoreMachine(AttributionMethod):
         """Choose the engine, and lay the mirror images beside the train images."""
         from attribench.methods.nda.engine.pixel_sums import CompiledSums, TorchSums, warm_up
 
-        # Apple's GPUs have no float64, which sharp weights need.
-        device = torch.device("cpu") if context.device.type == "mps" else context.device
+        device = float64_device(context.device)  # which sharp weights need
         if device.type == "cuda" or self._engine_name == "reference":
             self._engine = TorchSums(device)
         else:

@@ -257,3 +257,10 @@ def test_paper_presets_are_the_protocol_s(name: str) -> None:
         assert (model.attention_head_dim, model.norm_eps, model.downsample_padding) == (None, 1e-6, 0)
         assert (model.flip_sin_to_cos, model.freq_shift) == (False, 1)
     assert (model.layers_per_block, model.norm_num_groups, model.dropout) == (2, 32, 0.1)
+
+
+def test_a_row_named_by_a_file_whose_name_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.yaml")
+    file.write_text("method: pixel\n")
+    (method,) = resolve("digits", None, [str(file)], {}).methods
+    assert method.name == r"caf\xe9"

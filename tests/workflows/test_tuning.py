@@ -13,6 +13,7 @@ from torch import Tensor
 from attribench import Access, AttributionMethod, Queries, load_method
 from attribench.computing.progress import silent_progress
 from attribench.configuration.options import option_names
+from attribench.configuration.protocol import ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.methods.nda import NDA
@@ -42,6 +43,26 @@ class Oracle(AttributionMethod):
     def attribute(self, queries: Queries) -> Tensor:
         sign = [1.0 if self.half.get(i, self.right_for) == self.right_for else -1.0 for i in queries.ids]
         return torch.stack([self.scores[i] for i in queries.ids]) * torch.tensor(sign)[:, None]
+
+
+class Learner(AttributionMethod):
+    """Learns from retrained models.
+
+    Args:
+        sign: 1 to learn what they say, -1 for the opposite.
+    """
+
+    access = Access.RETRAINED
+    search_space: ClassVar[Mapping[str, Any]] = {"sign": [-1.0, 1.0]}
+
+    def __init__(self, sign: float = -1.0) -> None:
+        self.sign = sign
+
+    def attribute(self, queries: Queries) -> Tensor:
+        models = self.context.retrained_models()
+        masks = models.masks.double()
+        losses = models.losses(queries)
+        return -self.sign * (losses - losses.mean(0)).T @ (masks - masks.mean(0))
 
 
 @pytest.fixture
@@ -280,3 +301,20 @@ def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> 
         "alpha": [0.5, 1.0],
         "top_k": 10,
     }
+
+
+@pytest.mark.parametrize("protocol", ["standard", "strict"])
+def test_what_learns_from_retrained_models_is_tuned_on_those_it_is_not_given(
+    protocol: ProtocolName, config: Config, runtime: Runtime, tmp_path: Path
+) -> None:
+    truth = replace(config.settings.ground_truth, num_subsets=16)
+    config = replace(config, settings=replace(config.settings, ground_truth=truth))
+    method = MethodConfig("learner", Learner, {"sign": -1.0})
+    config = replace(config, methods=[method])
+    choice, _ = tune(config, method, runtime, tmp_path, protocol, silent_progress)
+    by_sign = {trial.options["sign"]: trial.lds for trial in choice.trials}
+    assert by_sign[1.0] == pytest.approx(-by_sign[-1.0])
+    assert choice.lds == max(by_sign.values())
+    (record,) = run(config, runtime, tmp_path, silent_progress, tuned=True, protocol=protocol).records
+    if protocol == "standard":
+        assert record.results["validation"].lds == pytest.approx(choice.lds)
