@@ -36,6 +36,9 @@ COMMANDS = (
     Command("score", "scores computed by other code, from a file: their row in the table", "runs:score"),
     Command("explain", "where in the picture a query's top images come in: heat maps", "runs:explain"),
     Command("known-answers", "what a method can see: copies, mirrored, pasted, …", "known_answers:known_answers"),
+    Command(
+        "attributability", "is there anything to attribute: images against seeds", "attributability:attributability"
+    ),
     Command("tune", "choose a method's options on validation queries", "runs:tune"),
     Command("sweep", "how an option of a method moves its LDS", "runs:sweep"),
     Command("ground-truth", "only train the models and measure their losses", "truths:ground_truth"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from humanize import naturalsize
 
+from attribench.records.attributability import AttributabilityRecord
 from attribench.records.files import MethodRecord
 from attribench.records.gallery import Gallery
 from attribench.records.lds import CostRecord, QuerySetResult, Record
@@ -25,6 +26,7 @@ from attribench.reporting.collection import (
     folder,
     gallery_size,
     retrainings_drawing,
+    series_drawing,
     sweep_drawing,
 )
 from attribench.reporting.compute import comparisons
@@ -33,7 +35,17 @@ from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
 from attribench.reporting.retrainings import yardsticks
-from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, best_lds, leaderboard, notes, preset_notes, rivals
+from attribench.reporting.tables import (
+    ACCESS,
+    ATTRIBUTABLE,
+    CEILING,
+    UNKNOWN,
+    best_lds,
+    leaderboard,
+    notes,
+    preset_notes,
+    rivals,
+)
 from attribench.settings import QUERY_SETS
 
 
@@ -43,6 +55,7 @@ class _Setting:
 
     boards: list[Board] = field(default_factory=list)
     sweeps: list[SweepRecord] = field(default_factory=list)
+    series: list[AttributabilityRecord] = field(default_factory=list)
     counterfactuals: list[CounterfactualGroup] = field(default_factory=list)
 
     @property
@@ -82,6 +95,10 @@ def _settings(collection: Collection) -> list[_Setting]:
         found[_place(sweep)].sweeps.append(sweep)
     for group in collection.counterfactuals:
         found[_place(group.records[0])].counterfactuals.append(group)
+    for record in collection.series:  # sizes are settings of their own: shown with the first one of data set and preset
+        same = (s for s in found.values() if (s.first.dataset, s.first.preset) == (record.dataset, record.preset))
+        if (setting := next(same, None)) is not None:
+            setting.series.append(record)
     return list(found.values())
 
 
@@ -108,7 +125,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "rows": [],
         "scale": ("0", "0"),
         "notes": [],
-        "ceiling": [],
+        "limits": [],
         "figures": [],
         "galleries": [],
         "sweeps": parts.drawn(
@@ -118,6 +135,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
                 *(sweep_drawing(sweep) for sweep in setting.sweeps),
             ]
         ),
+        "series": parts.drawn(series_drawing(record) for record in setting.series),
         "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
         "details": _details(first, board),
     }
@@ -140,13 +158,15 @@ def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict
         for name in methods
         if name not in here and "[" not in name
     ]
-    table = leaderboard(board)
-    ceiling = table.rows[-1] if table.rows[-1][0] == CEILING else None
+    limits = {row[0]: row for row in leaderboard(board).rows if row[0] in (CEILING, ATTRIBUTABLE)}
     return {
         "rows": rows,
         "scale": (f"{low:.0f}", f"{high:.0f}"),
         "notes": [note for note in notes(board) if note not in preset_notes(board.first)],
-        "ceiling": [ceiling[1 + 2 * index] for index in range(len(QUERY_SETS))] if ceiling else [],
+        "limits": [
+            {"name": name, "cells": [row[1 + 2 * index] for index in range(len(QUERY_SETS))]}
+            for name, row in limits.items()
+        ],
     }
 
 
@@ -194,10 +214,19 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
         "value": f"{100 * result.lds:.4f}",
         "text": result.text,
         "mark": mark,
+        "limit": _limit(board, query_set),
         "low": f"{left:.1f}",
         "width": f"{right - left:.1f}",
         "point": f"{share(result.lds):.1f}",
     }
+
+
+def _limit(board: Board, query_set: str) -> str:
+    """What an LDS on this query set is to be read beside: the noise ceiling, and the attributability."""
+    ceiling, found = board.ceiling(query_set), board.attributability.get(query_set)
+    said = [f"of {100 * ceiling.lds:.1f}"] if ceiling else []
+    said += [f"{100 * found.share:.0f} % attributable"] if found else []
+    return "; ".join(said)
 
 
 def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, Any]:
