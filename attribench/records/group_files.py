@@ -17,8 +17,8 @@ def group_table(result: Attributed) -> pd.DataFrame:
     """A row a query and group: ``kind``, ``group``, ``images``, ``query``, ``total``, ``share``, ``stand_out``, ``p_value``,
     ``adjusted``.
 
-    The query ``*`` stands for all of them together. ``share`` is of the total of all train images, missing where that is not
-    positive. ``stand_out`` counts the group's images that stand out by themselves.
+    The query ``*`` stands for all of them together. ``share`` is of the total of all train images, missing where
+    one of these scores is negative. ``stand_out`` counts the group's images that stand out by themselves.
     """
     import pandas as pd
 
@@ -30,8 +30,6 @@ def group_table(result: Attributed) -> pd.DataFrame:
     for groups in judgement.groups:
         for number, (name, members) in enumerate(zip(groups.names, groups.members, strict=True)):
             for row, query in enumerate(names):
-                whole = float(judgement.totals[row])
-                total = float(groups.totals[row, number])
                 own = found if query == "*" else [found[row]]
                 rows.append(
                     (
@@ -39,8 +37,8 @@ def group_table(result: Attributed) -> pd.DataFrame:
                         name,
                         len(members),
                         query,
-                        total,
-                        total / whole if whole > 0 else float("nan"),
+                        float(groups.totals[row, number]),
+                        float(groups.shares[row, number]),
                         sum(len(one & set(members)) for one in own),
                         float(groups.p_values[row, number]),
                         float(groups.adjusted[row, number]),

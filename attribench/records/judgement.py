@@ -16,6 +16,8 @@ class Groups:
         names: one a group.
         members: the train images of each, by number.
         totals: sums of scores, float64 ``(num_queries + 1, num_groups)``; the last row is of all queries together.
+        shares: the totals as shares of that of all train images, likewise; NaN where scores may be negative, and shares
+            mean nothing.
         p_values: of the test on sums, likewise.
         adjusted: the same, adjusted for the number of groups.
     """
@@ -24,6 +26,7 @@ class Groups:
     names: list[str]
     members: list[list[int]]
     totals: Tensor
+    shares: Tensor
     p_values: Tensor
     adjusted: Tensor
 
@@ -38,7 +41,6 @@ class Judgement:
         rate: the false discovery rate that is allowed.
         p_values: float64 ``(num_queries, num_train)``, see :func:`attribench.metrics.decoys.decoy_p_values`.
         adjusted: the same, adjusted for the number of train images.
-        totals: the sum of the scores of all train images, float64 ``(num_queries + 1,)``; the last is of all queries together.
         groups: by contributor and by cluster, as asked for and found.
     """
 
@@ -47,7 +49,6 @@ class Judgement:
     rate: float
     p_values: Tensor
     adjusted: Tensor
-    totals: Tensor
     groups: list[Groups] = field(default_factory=list)
 
     def stands_out(self, query: int) -> list[int]:

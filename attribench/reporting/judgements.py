@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from attribench.records.answers import Attributed
@@ -61,7 +62,6 @@ def _table(judgement: Judgement, groups: Groups, row: int) -> dict[str, Any]:
     """The groups with the lowest p-values; of equal ones those with the largest totals."""
     p_values, totals = groups.p_values[row].tolist(), groups.totals[row].tolist()
     order = sorted(range(len(groups.names)), key=lambda number: (p_values[number], -totals[number]))
-    whole = float(judgement.totals[row])
     return {
         "kind": "Contributors" if groups.kind == "contributor" else "Near duplicates",
         "left_out": max(0, len(order) - _MOST_GROUPS),
@@ -70,10 +70,14 @@ def _table(judgement: Judgement, groups: Groups, row: int) -> dict[str, Any]:
                 "name": groups.names[number],
                 "images": len(groups.members[number]),
                 "total": f"{totals[number]:.4g}",
-                "share": f"{100 * totals[number] / whole:.1f} %" if whole > 0 else "",
+                "share": _percent(float(groups.shares[row, number])),
                 "p_value": f"{p_values[number]:.2g}",
                 "stands_out": bool(groups.adjusted[row, number] <= judgement.rate),
             }
             for number in order[:_MOST_GROUPS]
         ],
     }
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.1f} %"

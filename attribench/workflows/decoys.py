@@ -127,14 +127,12 @@ class Pool:
             for kind, members in (("contributor", self._contributors()), ("cluster", self._clusters()))
             if members
         ]
-        totals = own.sum(dim=1)
         return Judgement(
             decoys=self.how,
             num_decoys=len(self.decoys),
             rate=self.request.rate,
             p_values=p_values,
             adjusted=adjusted(p_values),
-            totals=torch.cat([totals, totals.sum(dim=0, keepdim=True)]),
             groups=groups,
         )
 
@@ -165,5 +163,12 @@ def _summed(kind: str, members: dict[str, list[int]], scores: Tensor, decoys: Te
     def with_all(values: Tensor) -> Tensor:
         return torch.cat([values, values.sum(dim=0, keepdim=True)])
 
-    sums = sum_p_values(with_all(scores), with_all(decoys), list(members.values()), seed=_SEED)
-    return Groups(kind, list(members), list(members.values()), sums.totals, sums.p_values, adjusted(sums.p_values))
+    everything = with_all(scores)
+    sums = sum_p_values(everything, with_all(decoys), list(members.values()), seed=_SEED)
+    whole = everything.sum(dim=1, keepdim=True)
+    signed = (scores < 0).any(dim=1, keepdim=True)
+    mean_nothing = torch.cat([signed, signed.any(dim=0, keepdim=True)]) | (whole <= 0)
+    shares = torch.where(mean_nothing, torch.nan, sums.totals / whole)
+    return Groups(
+        kind, list(members), list(members.values()), sums.totals, shares, sums.p_values, adjusted(sums.p_values)
+    )

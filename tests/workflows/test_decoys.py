@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from attribench.cli import main
+from attribench.data import ImageSet
+from attribench.workflows.decoys import DecoyRequest, Pool
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 PIXELS = ["--method", "pixel", "--image-size", "16", "--accelerator", "cpu"]
@@ -109,6 +112,7 @@ def test_groups_have_totals(planted: Path) -> None:
     for row in contributors.itertuples():
         expected = own[:, row.group].sum() if row.query == "*" else own[row.query, row.group]
         assert row.total == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert contributors["share"].isna().all()  # cosines may be negative
     assert contributors["stand_out"].sum() == 2 * table["stands_out"].sum()  # a query, and all of them together
     clusters = groups[groups["kind"] == "cluster"]
     first = clusters[clusters["query"] == "0.png"].iloc[0]
@@ -118,6 +122,23 @@ def test_groups_have_totals(planted: Path) -> None:
     assert set(members[members["kind"] == "cluster"]["train"]) == {"by-0/40.png", "by-1/41.png"}
     page = (planted / "out" / "report.html").read_text("utf-8")
     assert "Near duplicates, by sum of scores" in page
+
+
+def test_shares_are_of_the_whole_where_no_score_is_negative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = ImageSet(
+        torch.randint(0, 256, (6, 1, 8, 8), generator=generator).byte(), tuple(f"{n % 2}/{n}" for n in range(6))
+    )
+    decoys = ImageSet(torch.randint(0, 256, (20, 1, 8, 8), generator=generator).byte(), tuple(map(str, range(20))))
+    pool = Pool(train, decoys, "other noise", DecoyRequest("DIR", "subfolder"))
+    scores = torch.rand(2, 26, generator=generator)
+    scores[1, 3] = -0.1
+    judgement = pool.judge(scores)
+    assert judgement is not None
+    shares = judgement.groups[0].shares
+    whole = scores[0, :6].sum().item()
+    assert shares[0].tolist() == pytest.approx([scores[0, group:6:2].sum().item() / whole for group in range(2)])
+    assert shares[1:].isnan().all()  # the second query, and both together
 
 
 def test_few_train_images_have_variants_for_decoys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
