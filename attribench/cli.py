@@ -32,6 +32,7 @@ class Command:
 COMMANDS = (
     Command("run", "retrain, attribute and score methods by LDS; prints and records the table", "runs:run"),
     Command("counterfactual", "retrain without each query's top images, regenerate, compare", "runs:counterfactual"),
+    Command("removals", "the same for groups of queries, with controls: a curve, an area, a test", "removals:removals"),
     Command("attribute", "your own folders: which of these images shaped those; no model", "attribute:attribute"),
     Command("score", "scores computed by other code, from a file: their row in the table", "runs:score"),
     Command("explain", "where in the picture a query's top images come in: heat maps", "runs:explain"),

@@ -12,7 +12,7 @@ from attribench.errors import DataError
 from attribench.metrics.resampling import Interval
 
 #: SSIM's windows need so many pixels a side, and the usual ones so many.
-_SMALLEST_SIDE, _USUAL_SIDE = 5, 16
+SMALLEST_SIDE, _USUAL_SIDE = 5, 16
 
 
 def pixel_distance(originals: Tensor, regenerated: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def structural_similarity(originals: Tensor, regenerated: Tensor) -> Tensor:
 
     _check(originals, regenerated)
     side = min(originals.shape[-2:])
-    if side < _SMALLEST_SIDE:
-        raise DataError(f"SSIM needs images of {_SMALLEST_SIDE} pixels a side at least; these have {side}.")
+    if side < SMALLEST_SIDE:
+        raise DataError(f"SSIM needs images of {SMALLEST_SIDE} pixels a side at least; these have {side}.")
     wide = originals[:, None].expand_as(regenerated).flatten(0, 1)
     edge, deviation = (5, 1.5) if side >= _USUAL_SIDE else (2, 0.5)
     _, everywhere = structural_similarity_index_measure(

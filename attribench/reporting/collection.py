@@ -14,10 +14,11 @@ from attribench.records.counterfactual import CounterfactualRecord, groups, load
 from attribench.records.files import MethodRecord, load_attachment
 from attribench.records.gallery import Gallery
 from attribench.records.lds import load_records
+from attribench.records.removals import RemovalRecord, load_removals, removal_groups
 from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.compute import Comparison, comparisons
-from attribench.reporting.figures import charts, pictures, sizes
+from attribench.reporting.figures import charts, pictures, removals, sizes
 from attribench.reporting.retrainings import Yardstick, yardsticks
 
 if TYPE_CHECKING:
@@ -110,6 +111,11 @@ class Collection:
         ]
 
     @cached_property
+    def removals(self) -> list[list[RemovalRecord]]:
+        """Grouped removals that may be compared, each with its control."""
+        return removal_groups(self._wanted(load_removals(self.results)))
+
+    @cached_property
     def sweeps(self) -> list[SweepRecord]:
         """Sweeps of options."""
         return self._wanted(load_sweeps(self.results))
@@ -135,6 +141,8 @@ class Collection:
             yield retrainings_drawing(yardstick)
         for group in self.counterfactuals:
             yield from counterfactual_drawings(group)
+        for rows in self.removals:
+            yield removal_drawing(rows)
         for record in self.series:
             yield series_drawing(record)
 
@@ -212,6 +220,17 @@ def series_drawing(record: AttributabilityRecord) -> Drawing:
         "How much of the variance of a query's loss between models is due to which images they were trained on, and how many "
         f"validation queries respond at all, by the number of train images, with 95 % intervals. {record.title}.",
         partial(sizes.attributability_by_size, record),
+    )
+
+
+def removal_drawing(group: Sequence[RemovalRecord]) -> Drawing:
+    """The figure of a grouped removal."""
+    return Drawing(
+        f"{folder(group[0])}/removals",
+        "How far a group of queries moves, beyond the queries of the other groups, by how many of the train images ranked "
+        "first for it are removed before training; means over groups. Bars: 95 % intervals of the difference from random "
+        "removal (dashed), paired by group.",
+        partial(removals.removal_curves, group),
     )
 
 

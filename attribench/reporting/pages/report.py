@@ -14,6 +14,7 @@ from attribench.records.attributability import AttributabilityRecord
 from attribench.records.files import MethodRecord
 from attribench.records.gallery import Gallery
 from attribench.records.lds import CostRecord, QuerySetResult, Record
+from attribench.records.removals import RemovalRecord
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.boards import Board, row_mean
 from attribench.reporting.collection import (
@@ -25,6 +26,7 @@ from attribench.reporting.collection import (
     counterfactual_drawings,
     folder,
     gallery_size,
+    removal_drawing,
     retrainings_drawing,
     series_drawing,
     sweep_drawing,
@@ -34,6 +36,7 @@ from attribench.reporting.counterfactual_tables import counterfactual_tables, ro
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
+from attribench.reporting.removal_tables import removal_tables
 from attribench.reporting.retrainings import yardsticks
 from attribench.reporting.tables import (
     ACCESS,
@@ -57,13 +60,19 @@ class _Setting:
     sweeps: list[SweepRecord] = field(default_factory=list)
     series: list[AttributabilityRecord] = field(default_factory=list)
     counterfactuals: list[CounterfactualGroup] = field(default_factory=list)
+    removals: list[list[RemovalRecord]] = field(default_factory=list)
 
     @property
     def first(self) -> MethodRecord:
         """A record, for what all of them share."""
         if self.boards:
             return self.boards[0].first
-        return self.sweeps[0] if self.sweeps else self.counterfactuals[0].records[0]
+        others = [
+            *self.sweeps,
+            *(group.records[0] for group in self.counterfactuals),
+            *(group[0] for group in self.removals),
+        ]
+        return others[0]
 
 
 def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> str:
@@ -95,6 +104,8 @@ def _settings(collection: Collection) -> list[_Setting]:
         found[_place(sweep)].sweeps.append(sweep)
     for group in collection.counterfactuals:
         found[_place(group.records[0])].counterfactuals.append(group)
+    for rows in collection.removals:  # in a folder of their question, beside what else there is of data set and setting
+        found[_beside(rows[0], list(found))].removals.append(rows)
     for record in collection.series:  # sizes are settings of their own: shown with the first one of data set and preset
         same = (s for s in found.values() if (s.first.dataset, s.first.preset) == (record.dataset, record.preset))
         if (setting := next(same, None)) is not None:
@@ -105,6 +116,15 @@ def _settings(collection: Collection) -> list[_Setting]:
 def _place(record: MethodRecord) -> tuple[str, str]:
     """Equal for what belongs together: data sets may share a folder's name, but not their train images."""
     return folder(record), record.train_hash
+
+
+def _beside(record: RemovalRecord, places: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The place of the data set and setting; copies in the train set make no other data set of it."""
+    name = f"{folder(record).partition('/')[0]}/{record.setting}"
+    same = (
+        place for place in places if place[0] == name and (record.asked == "copies" or place[1] == record.train_hash)
+    )
+    return next(same, (name, record.train_hash))
 
 
 def _section(setting: _Setting, board: Board | None, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
@@ -137,6 +157,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         ),
         "series": parts.drawn(series_drawing(record) for record in setting.series),
         "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
+        "removals": [_removal(group, parts) for group in setting.removals],
         "details": _details(first, board),
     }
     if board:
@@ -234,6 +255,12 @@ def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, A
     names = {row_label(record): record for record in group.records}
     rows = [{"cells": _cells(table, number), **parts.link(names[row[0]])} for number, row in enumerate(table.rows)]
     return {"table": table, "rows": rows, "figures": parts.drawn(counterfactual_drawings(group))}
+
+
+def _removal(group: Sequence[RemovalRecord], parts: PageParts) -> dict[str, Any]:
+    (table,) = removal_tables(group)
+    rows = [_cells(table, number) for number in range(len(table.rows))]
+    return {"table": table, "rows": rows, "figures": parts.drawn([removal_drawing(group)])}
 
 
 def _cells(table: Table, number: int) -> list[Any]:
