@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from attribench.errors import RecordError
 from attribench.records.files import Frozen
 
 
@@ -63,3 +68,18 @@ class KnownAnswers(Frozen):
             if case.name == name:
                 return case
         raise KeyError(name)
+
+
+def load_known_answers(results: Path) -> list[KnownAnswers]:
+    """What ``attribench known-answers --out`` wrote into the folder ``known-answers`` of a results folder, in order.
+
+    Raises:
+        RecordError: one of the files cannot be read.
+    """
+    found: list[KnownAnswers] = []
+    for path in sorted((results / "known-answers").glob("*.json")):
+        try:
+            found += [KnownAnswers.model_validate(one) for one in json.loads(path.read_text("utf-8"))]
+        except (OSError, ValueError, TypeError, ValidationError) as error:
+            raise RecordError(f"{path} is not what attribench known-answers --out writes: {error}") from error
+    return found

@@ -13,6 +13,7 @@ from attribench.records.attributability import AttributabilityRecord, load_attri
 from attribench.records.counterfactual import CounterfactualRecord, groups, load_counterfactuals
 from attribench.records.files import MethodRecord, load_attachment
 from attribench.records.gallery import Gallery
+from attribench.records.known_answers import KnownAnswers, load_known_answers
 from attribench.records.lds import load_records
 from attribench.records.removals import RemovalRecord, load_removals, removal_groups
 from attribench.records.sweep import SweepRecord, load_sweeps
@@ -109,6 +110,11 @@ class Collection:
             CounterfactualGroup(group, {record.method: load_attachment(record, self.results) or {} for record in group})
             for group in groups(self._wanted(load_counterfactuals(self.results)))
         ]
+
+    @cached_property
+    def known_answers(self) -> list[KnownAnswers]:
+        """What methods make of questions whose answers are known; of no data set."""
+        return load_known_answers(self.results)
 
     @cached_property
     def removals(self) -> list[list[RemovalRecord]]:

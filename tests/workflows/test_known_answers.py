@@ -159,3 +159,27 @@ def test_wrong_calls(more: list[str], message: str, capsys: pytest.CaptureFixtur
 def test_nobody_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["known-answers", "--method", "trak", "--workdir", str(tmp_path)]) == 1
     assert "left out" in capsys.readouterr().out
+
+
+def test_the_page_shows_what_was_filed(tmp_path: Path) -> None:
+    import shutil
+
+    from attribench.errors import RecordError
+    from attribench.records.known_answers import load_known_answers
+
+    records = Path(__file__).parents[2] / "results" / "records" / "digits" / "board"
+    shutil.copytree(
+        records, tmp_path / "records" / "digits" / "board", ignore=shutil.ignore_patterns("[!r]*", "*.safetensors")
+    )
+    file = tmp_path / "known-answers" / "answers.json"
+    assert (
+        main(["known-answers", "--method", "pixel-cosine", "--workdir", str(tmp_path / "runs"), "--out", str(file)])
+        == 0
+    )
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "What methods can see" in page
+    assert '<td class="best">100 (1)</td>' in page
+    file.write_text("[{}]")
+    with pytest.raises(RecordError, match=r"answers\.json"):
+        load_known_answers(tmp_path)

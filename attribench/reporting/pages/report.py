@@ -35,6 +35,7 @@ from attribench.reporting.compute import comparisons
 from attribench.reporting.counterfactual_tables import counterfactual_tables, row_label
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
+from attribench.reporting.known_answers import known_answers_table
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
 from attribench.reporting.removal_tables import removal_tables
 from attribench.reporting.retrainings import yardsticks
@@ -93,7 +94,9 @@ def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> 
             sections.append(_section(_Setting([board]), board, methods, parts))
     sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
     datasets = list(dict.fromkeys(section["dataset"] for section in sections))
-    return render_page("report.html.j2", datasets=datasets, sections=sections)
+    known = known_answers_table(collection.known_answers) if collection.known_answers else None
+    rows = [_cells(known, number) for number in range(len(known.rows))] if known else []
+    return render_page("report.html.j2", datasets=datasets, sections=sections, known=known, known_rows=rows)
 
 
 def _settings(collection: Collection) -> list[_Setting]:
