@@ -8,6 +8,8 @@
 It needs neither pytest nor a data set: it makes a small problem of its own, in grey and in colour, with a tiny target
 model, two checkpoints, and two query sets, held-out images and images sampled from the target model. It takes seconds for a
 method that does little work.
+
+Whether a method finds what there is to find is another question: :func:`known_answers` puts some to it whose answer is known.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,14 @@ from attribench.data import ImageSet
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.sampling import generate_images
-from attribench.errors import AccessError, AttribenchError
+from attribench.errors import AccessError, AttribenchError, UsageError
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, Sampling, start
 from attribench.registry import METHODS
 from attribench.settings import GenerationSettings, ModelSettings
 from attribench.store.artifacts import ArtifactStore
+
+if TYPE_CHECKING:
+    from attribench.records.known_answers import KnownAnswers
 
 _SEED = 42
 _NUM_TRAIN, _NUM_QUERIES, _NUM_SAMPLED, _SIZE = 12, 5, 3, 8
@@ -76,6 +81,41 @@ def check_method(method_class: type[AttributionMethod], /, **options: Any) -> st
         raise ConformanceError(f"{method_class.__name__}: check 'access': declare `access = Access.DATA` (or another).")
     reasons = [_Check(method_class, options, channels).run() for channels in (1, 3)]
     return None if None in reasons else reasons[0]
+
+
+def known_answers(
+    method_class: type[AttributionMethod], /, *, train_model: bool = False, **options: Any
+) -> KnownAnswers:
+    """Ask a method about pictures whose relations are known; the cases are those of ``attribench known-answers``.
+
+        found = known_answers(MyMethod, top_k=5)
+        assert found["copy"].auc > 0.99 and found["copy"].rank == 1
+
+    See :func:`attribench.data.known_cases.known_cases` for the cases. Images are 16×16, grey. Nothing is left on the disk.
+
+    Args:
+        method_class: the class to ask.
+        train_model: train a small model first, if the method looks at one: a minute or two.
+        **options: for its ``__init__``.
+
+    Raises:
+        UsageError: the method cannot run here; with its reason. Without ``train_model`` none that looks at a model can.
+    """
+    from attribench.computing.progress import silent_progress
+    from attribench.configuration.options import option_defaults
+    from attribench.configuration.resolution import MethodConfig
+    from attribench.settings import Runtime
+    from attribench.workflows.known_answers import known_answers as ask
+
+    name = METHODS.name_of(method_class) or method_class.__name__
+    config = MethodConfig(name, method_class, {**option_defaults(method_class), **options}, options)
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime(workdir=folder, accelerator="cpu", workers=1)
+        asked = ask([config], runtime, silent_progress, train_model=train_model)
+    if not asked.answers:
+        (reason,) = asked.skipped.values()
+        raise UsageError(f"{method_class.__name__} cannot be asked: {reason}")
+    return asked.answers[0]
 
 
 class _Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from attribench.commands.decoys import add_decoy_options, decoys_of, told
 from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
 from attribench.commands.writable import writable_folder
 from attribench.data.decoding import Channels
@@ -28,6 +29,7 @@ def attribute(arguments: list[str]) -> int:
                         "has colour.")  # fmt: skip
     parser.add_argument("--heat-maps", "--heat_maps", type=int, default=20, help="Train images of each query to show heat "
                         "maps for, where the method can.")  # fmt: skip
+    add_decoy_options(parser)
     add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
 
@@ -61,6 +63,7 @@ def attribute(arguments: list[str]) -> int:
     channels: Channels = options.channels
     request = Request(
         Path(options.train), Path(options.queries), options.top, options.image_size, channels, options.heat_maps,
+        decoys_of(options),
     )  # fmt: skip
     out = writable_folder("--out", options.out)
     result = compute(request, config, runtime_of(options), terminal_progress())
@@ -69,6 +72,8 @@ def attribute(arguments: list[str]) -> int:
     atomic_write(page, attribution_page(result).encode())
     print(f"{len(result.queries)} queries, {len(result.train)} train images, ranked by {result.method}:")
     print(scores, page, sep="\n")
+    for line in told(result, out):
+        print(line)
     left_out = sum(len(names) for names in result.skipped.values())
     if left_out:
         print(f"{left_out} files were left out; report.html says which and why.")

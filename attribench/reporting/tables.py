@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from attribench.records.attributability import AttributabilityRecord
 from attribench.records.files import MethodRecord
-from attribench.records.lds import CostRecord, MeasuredLDS, QuerySetResult, Record
+from attribench.records.lds import CostRecord, IntervalRecord, MeasuredLDS, QuerySetResult, Record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS
 
 UNKNOWN = "unknown"
 CEILING = "noise ceiling"
+ATTRIBUTABLE = "attributability"
 ACCESS = {
     "DATA": "data",
     "MODEL": "model",
@@ -36,7 +38,7 @@ def leaderboards(records: Sequence[Record], results: Path | None = None) -> list
 
 
 def leaderboard(board: Board) -> Table:
-    """A board as a table: a row a method, the best first, then the noise ceiling."""
+    """A board as a table: a row a method, the best first, then the noise ceiling and the attributability."""
     columns = [Column("method")]
     for name in QUERY_SETS:
         columns += [Column("LDS×100 [95 %]", group=name), Column("subsets only", "below", name)]
@@ -56,6 +58,11 @@ def leaderboard(board: Board) -> Table:
         rules.add(len(rows))
         cells = [text for ceiling in ceilings for text in (_cell(ceiling), MISSING)]
         rows.append([CEILING, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
+    if board.attributability:
+        rules |= set() if rules else {len(rows)}
+        found = [board.attributability.get(name) for name in QUERY_SETS]
+        cells = [text for one in found for text in (one.text if one else MISSING, MISSING)]
+        rows.append([ATTRIBUTABLE, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
     return Table(board.title, notes(board), columns, rows, frozenset(bold), frozenset(rules))
 
 
@@ -130,6 +137,7 @@ def notes(board: Board) -> list[str]:
     if alone:
         said.append(f"One {' and one '.join(alone)} query alone: how the mean varies with the query cannot be told.")
     said += _ceiling_notes(board)
+    said += _attributability_notes(board)
     said += _truth_notes(board)
     said += preset_notes(first)
     if reference := _reference_notes(records):
@@ -192,6 +200,49 @@ def _ceiling_notes(board: Board) -> list[str]:
     if first.replicates == "noise draws":
         text += "; with one training seed it leaves out the noise of training and is too high"
     return [f"{text}."]
+
+
+def _attributability_notes(board: Board) -> list[str]:
+    if not board.attributability:
+        return []
+    found = "; ".join(
+        f"{one.found} of {len(one.query_ids)} {name} queries" for name, one in board.attributability.items()
+    )
+    return [
+        "Attributability: the share of the variance of a query's loss between models that is due to which images they were "
+        f"trained on, and not to the training seed; mean over queries. Found to respond at 5 % false discovery: {found}."
+    ]
+
+
+def attributability_table(record: AttributabilityRecord) -> Table:
+    """A row a query set and number of train images."""
+    columns = [Column(name) for name in ("queries", "train images", "models", "attributability [95 %]", "found to respond",
+                                         "respond, estimated [95 %]", "noise ceiling [95 %]")]  # fmt: skip
+    rows = [
+        [
+            result.query_set + (", strict protocol" if result.protocol == "strict" else ""),
+            str(point.num_train),
+            f"{result.num_subsets} × {result.num_seeds}",
+            result.text,
+            f"{result.found} of {len(result.query_ids)}",
+            _percent(result.responding, result.responding_interval),
+            _cell(result.ceiling),
+        ]
+        for point in record.points
+        for result in point.results
+    ]
+    notes = [
+        "Attributability: the share of the variance of a query's loss between models that is due to which images they were "
+        "trained on, and not to the training seed; mean over queries, with the 95 % bootstrap interval over both.",
+        "Found to respond: queries whose loss depends on the subset by an F test, at a false discovery rate of 5 %. Estimated: "
+        "how many respond, found or not, from the p-values above ½.",
+        f"Ground truth: {record.ground_truth or 'retrained here'}.",
+    ]
+    return Table(f"Attributability: {record.title}", notes, columns, rows)
+
+
+def _percent(value: float, interval: IntervalRecord) -> str:
+    return f"{100 * value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def band_tables(board: Board) -> list[Table]:

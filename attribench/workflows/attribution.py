@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from attribench.records.lds import row_name
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.workflows.checks import instances
+from attribench.workflows.decoys import DecoyRequest, Pool
 from attribench.workflows.explanation import explained, knows_where, with_evidence
 from attribench.workflows.scoring import Scoring, access_of, require, require_defined
 
@@ -46,6 +47,7 @@ class Request:
         image_size: side of the square all images are brought to, in pixels.
         channels: ``RGB``, ``grey``, or ``auto``: grey if no image has colour.
         heat_maps: for how many of a query's train images to show where the score comes from.
+        decoys: what to judge the ranking against; None for nothing.
     """
 
     train: Path
@@ -54,6 +56,7 @@ class Request:
     image_size: int = 32
     channels: Channels = "auto"
     heat_maps: int = 20
+    decoys: DecoyRequest | None = None
 
     def __post_init__(self) -> None:
         if self.top < 0:
@@ -84,8 +87,14 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
     train, queries = same_channels(
         *(_read(folder, request, store, progress) for folder in (request.train, request.queries))
     )
+    pool = Pool.of(
+        train.images,
+        request.decoys,
+        lambda folder, channels: _read(folder, replace(request, channels=channels), store, progress),
+        progress,
+    )
     context = AttributionContext(
-        train=train.images,
+        train=pool.everything,
         schedule=NoiseSchedule(),
         device=device,
         seed=_SEED,
@@ -97,8 +106,9 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
     asked = Queries.of(queries.images, "queries")
     require_defined(method, config.name, asked)
     scoring = Scoring(store, method, config, context)
-    scores = scoring.scores({"queries": asked})["queries"]
-    count = min(request.top or len(train.images), len(train.images))
+    everything = scoring.scores({"queries": asked})["queries"]
+    scores = everything[:, : len(pool.train)]
+    count = min(request.top or len(pool.train), len(pool.train))
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     explanations = _explanations(
         method, context, scoring, asked, order[:, : request.heat_maps], scores, store, progress
@@ -110,11 +120,12 @@ def attribute(request: Request, config: MethodConfig, runtime: Runtime, progress
     return Attributed(
         row_name(config.name, config.changed),
         config.options,
-        train.images,
+        pool.train,
         queries.images,
         rankings,
         {"train": train.skipped, "queries": queries.skipped},
         {"train": train.others, "queries": queries.others},
+        pool.judge(everything),
     )
 
 

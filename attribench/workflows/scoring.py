@@ -309,6 +309,13 @@ def of_all_folds(scores: Tensor) -> Tensor:
     return scores if scores.ndim == 2 else scores.mean(dim=0)
 
 
+def chosen_scores(scoring: Scoring, queries: Queries, chosen: Sequence[int]) -> Tensor:
+    """Scores of some queries of a set: those of the whole set, if an earlier run made them, else of these alone."""
+    if scoring.complete({queries.name: queries}):
+        return of_all_folds(scoring.scores({queries.name: queries})[queries.name])[list(chosen)]
+    return of_all_folds(scoring.scores({queries.name: queries.select(chosen)})[queries.name])
+
+
 def scorings(
     experiment: Experiment, methods: Sequence[tuple[MethodConfig, AttributionMethod]], skipped: dict[str, str]
 ) -> Iterator[tuple[MethodConfig, Scoring]]:
