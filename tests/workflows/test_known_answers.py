@@ -55,6 +55,11 @@ class LooksAtTheModel(AttributionMethod):
         return -torch.cdist(asked, train)
 
 
+class OfItsOwn(Distance):
+    def undefined_on(self, queries: Queries) -> str | None:
+        return None if queries.sampling else "there is no trajectory."
+
+
 class Refuses(Distance):
     def skip_reason(self, context: object) -> str | None:
         return "it never runs."
@@ -112,6 +117,8 @@ def test_a_method_that_cannot_be_asked_says_why() -> None:
         known_answers(LooksAtTheModel)
     with pytest.raises(UsageError, match="it never runs"):
         known_answers(Refuses)
+    with pytest.raises(UsageError, match="there is no trajectory"):
+        known_answers(OfItsOwn)
     with pytest.raises(UsageError, match="retrained on subsets"):
         known_answers(load_method("datamodel"), train_model=True)
 
