@@ -158,7 +158,8 @@ def test_rows_that_do_not_fit_go_through_the_network_one_after_the_other(
     forward = Small.forward
 
     def noting(self: Small, noisy: Tensor, timesteps: Tensor) -> Any:
-        rows.append(len(noisy))
+        if noisy.any():  # the network is looked at with blank images
+            rows.append(len(noisy))
         return forward(self, noisy, timesteps)
 
     monkeypatch.setattr(Small, "forward", noting)
