@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attribench.method import AttributionMethod as AttributionMethod
     from attribench.method import Match as Match
     from attribench.method import Queries as Queries
+    from attribench.method import Sampling as Sampling
     from attribench.method import SpatialEvidence as SpatialEvidence
     from attribench.registry import list_methods as list_methods
     from attribench.registry import load_method as load_method
@@ -36,7 +37,15 @@ _exported, __dir__, __all__ = lazy_loader.attach(
         "computing.seeding": ["derive_seed"],
         "data": ["AttributionDataModule", "ImageSet"],
         "errors": ["AttribenchError"],
-        "method": ["Access", "AttributionContext", "AttributionMethod", "Match", "Queries", "SpatialEvidence"],
+        "method": [
+            "Access",
+            "AttributionContext",
+            "AttributionMethod",
+            "Match",
+            "Queries",
+            "Sampling",
+            "SpatialEvidence",
+        ],
         "registry": ["list_methods", "load_method", "register_datamodule", "register_method"],
     },
 )

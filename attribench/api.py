@@ -26,6 +26,7 @@ from attribench.truth.bundle import Bundle
 from attribench.truth.catalog import find
 from attribench.truth.ground_truth import GroundTruth
 from attribench.workflows.attribution import attribute as compute
+from attribench.workflows.decoys import DecoyRequest
 from attribench.workflows.own_images import Request
 
 if TYPE_CHECKING:
@@ -41,31 +42,35 @@ class Attribution:
         train: names of the train images, in the order of the columns: paths in a folder, else numbers.
         queries: names of the queries, in the order of the rows.
         method: the method, with options that were changed.
+        answer: all that the page shows; with decoys, ``answer.judgement`` says what stands out.
     """
 
     scores: Tensor
     train: tuple[str, ...]
     queries: tuple[str, ...]
     method: str
-    _answer: Attributed
+    answer: Attributed
 
     @property
     def num_left_out(self) -> int:
         """Pictures that could not be read; the page names them."""
-        return sum(len(names) for names in self._answer.skipped.values())
+        return sum(len(names) for names in self.answer.skipped.values())
 
     def to_pandas(self) -> pd.DataFrame:
-        """The strongest train images of each query: columns ``query``, ``train``, ``rank`` from 1, ``score``."""
-        return score_table(self._answer)
+        """The strongest train images of each query: columns ``query``, ``train``, ``rank`` from 1, ``score``.
+
+        With decoys also ``p_value``, ``adjusted`` and ``stands_out``.
+        """
+        return score_table(self.answer)
 
     def to_parquet(self, path: str | Path) -> Path:
         """Write :meth:`to_pandas` as a Parquet file."""
-        save_scores(self._answer, Path(path))
+        save_scores(self.answer, Path(path))
         return Path(path)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained page: each query with its strongest train images."""
-        atomic_write(Path(path), attribution_page(self._answer).encode())
+        atomic_write(Path(path), attribution_page(self.answer).encode())
         return Path(path)
 
 
@@ -82,6 +87,9 @@ def attribute(
     channels: Channels = "auto",
     top: int = 20,
     heat_maps: int = 20,
+    decoys: str | Path | None = None,
+    contributors: str | Path = "",
+    false_discovery: float = 0.05,
     workdir: str | Path = "runs",
     accelerator: str = "auto",
     progress: Progress = silent_progress,
@@ -103,6 +111,11 @@ def attribute(
         channels: ``"RGB"``, ``"grey"``, or ``"auto"``: the model's, or grey if no image has colour.
         top: train images a query in :meth:`Attribution.to_pandas` and on the page; 0 for all.
         heat_maps: for how many of them the page shows where in the picture they come in, where the method can.
+        decoys: what else to score, to see whether anything stands out: a folder of images that were not trained on; or
+            ``"auto"``: a random tenth of the train images, or of fewer than 1,000 mirror images and other crops of them.
+        contributors: whose images they are, for totals with decoys: ``"subfolder"``, or a CSV file with the columns ``train``
+            and ``contributor``.
+        false_discovery: the share of images said to stand out that may be wrong.
         workdir: where all that is expensive is kept; a call that was stopped goes on there.
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"`` or ``"mps"``.
         progress: shows how far it is, and says what it takes before it begins.
@@ -112,8 +125,9 @@ def attribute(
         ModelError: the model cannot be read, or is of a kind that is not supported.
         DataError: images cannot be read, or do not fit the model.
     """
+    judged = decoy_request(decoys, contributors, false_discovery)
     (found,) = attribute_all(
-        Request(train, queries, top, image_size, channels, heat_maps, model, scheduler, checkpoints),
+        Request(train, queries, top, image_size, channels, heat_maps, model, scheduler, checkpoints, judged),
         [own_method_config(method, options or {})],
         Runtime(workdir=str(workdir), accelerator=accelerator),
         progress,
@@ -133,6 +147,21 @@ def attribute_all(
     """
     for answer in compute(request, methods, runtime, progress):
         yield Attribution(answer.scores, answer.train.ids, answer.queries.ids, answer.method, answer)
+
+
+def decoy_request(
+    decoys: str | Path | None, contributors: str | Path = "", false_discovery: float = 0.05
+) -> DecoyRequest | None:
+    """What is asked of decoys, see :func:`attribute`; None without them.
+
+    Raises:
+        UsageError: contributors without decoys, or a rate outside 0…1.
+    """
+    if not decoys:
+        if contributors:
+            raise UsageError("--contributors needs --decoys: their totals are judged against decoys.")
+        return None
+    return DecoyRequest(str(decoys), str(contributors or ""), false_discovery)
 
 
 def own_method_config(method: str | type[AttributionMethod], options: Mapping[str, Any]) -> MethodConfig:

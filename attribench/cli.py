@@ -32,9 +32,14 @@ class Command:
 COMMANDS = (
     Command("run", "retrain, attribute and score methods by LDS; prints and records the table", "runs:run"),
     Command("counterfactual", "retrain without each query's top images, regenerate, compare", "runs:counterfactual"),
+    Command("removals", "the same for groups of queries, with controls: a curve, an area, a test", "removals:removals"),
     Command("attribute", "your own folders: which of these images shaped those", "attribute:attribute"),
     Command("score", "scores computed by other code, from a file: their row in the table", "runs:score"),
     Command("explain", "where in the picture a query's top images come in: heat maps", "runs:explain"),
+    Command("known-answers", "what a method can see: copies, mirrored, pasted, …", "known_answers:known_answers"),
+    Command(
+        "attributability", "is there anything to attribute: images against seeds", "attributability:attributability"
+    ),
     Command("tune", "choose a method's options on validation queries", "runs:tune"),
     Command("sweep", "how an option of a method moves its LDS", "runs:sweep"),
     Command("ground-truth", "only train the models and measure their losses", "truths:ground_truth"),
@@ -96,10 +101,10 @@ def _overview() -> str:
         "",
         "usage: attribench COMMAND [options]      (attribench COMMAND --help explains one)",
         "",
-        *[f"  {command.name:<14} {command.summary}" for command in COMMANDS],
+        *[f"  {command.name:<16} {command.summary}" for command in COMMANDS],
         "",
-        "  --debug        with any command: show the traceback of an error",
-        "  --version      show the version",
+        "  --debug          with any command: show the traceback of an error",
+        "  --version        show the version",
         "",
         "Start with: attribench run --method nda --dataset digits",
     ]

@@ -6,7 +6,7 @@ import enum
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -32,6 +32,27 @@ class Access(enum.IntEnum):
     RETRAINED = 3  #: models retrained on subsets as well, other ones than those it is judged on
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How queries were sampled from the target model by DDIM: all that is needed to go the same way again.
+
+    :func:`attribench.diffusion.trajectory.ddim_trajectory` goes it. Bits may differ from those of another machine or batch.
+
+    Args:
+        seeds: of the generator that each query's noise comes from.
+        num_inference_steps: DDIM's.
+        eta: DDIM's η.
+    """
+
+    seeds: tuple[int, ...]
+    num_inference_steps: int
+    eta: float = 0.0
+
+    def select(self, indices: Sequence[int]) -> Sampling:
+        """Of the queries at ``indices``, in that order."""
+        return replace(self, seeds=tuple(self.seeds[i] for i in indices))
+
+
 @dataclass(frozen=True, eq=False)
 class Queries:
     """The images to explain.
@@ -40,28 +61,40 @@ class Queries:
         images: uint8 ``(num_queries, channels, height, width)``.
         ids: one stable name a query.
         name: the query set: ``"validation"``, ``"generation"``, or a name of the caller's.
+        sampling: how the target model made them; None for images that it did not make, or that nobody knows this of.
         labels: int64 ``(num_queries,)``, or None when the queries have no classes.
     """
 
     images: Tensor
     ids: tuple[str, ...]
     name: str = "queries"
+    sampling: Sampling | None = None
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         ImageSet(self.images, self.ids, self.labels)  # the same checks hold
+        if self.sampling is not None and len(self.sampling.seeds) != len(self.images):
+            raise DataError(
+                f"{len(self.images)} queries but {len(self.sampling.seeds)} seeds that they were sampled from."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: slice) -> Queries:
-        labels = None if self.labels is None else self.labels[index]
-        return Queries(self.images[index], self.ids[index], self.name, labels)
+        return self.select(range(len(self))[index])
+
+    def select(self, indices: Sequence[int]) -> Queries:
+        """The queries at ``indices``, in that order."""
+        chosen = list(indices)
+        sampling = self.sampling.select(chosen) if self.sampling else None
+        labels = None if self.labels is None else self.labels[chosen]
+        return Queries(self.images[chosen], tuple(self.ids[i] for i in chosen), self.name, sampling, labels)
 
     @classmethod
-    def of(cls, images: ImageSet, name: str) -> Queries:
+    def of(cls, images: ImageSet, name: str, sampling: Sampling | None = None) -> Queries:
         """Take the images of a set as queries."""
-        return cls(images.images, images.ids, name, images.labels)
+        return cls(images.images, images.ids, name, sampling, images.labels)
 
     def unit_range(self) -> Tensor:
         """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
@@ -255,6 +288,9 @@ class AttributionMethod(ABC):
     access: ClassVar[Access]
     #: What ``attribench tune`` tries: option → values, searched as a full grid unless :meth:`search` is overridden.
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    #: For a :meth:`search` of its own: option → the values it chooses among. It is shown these, or what the caller set by hand,
+    #: in place of the configured ones, so that what an earlier search left of them limits no later one.
+    search_from: ClassVar[Mapping[str, Sequence[Any]]] = {}
     _context: AttributionContext | None = None
 
     @property
@@ -282,7 +318,17 @@ class AttributionMethod(ABC):
     def needs(self, context: AttributionContext, num_queries: int) -> Needs | None:
         """Estimate memory, disk and time before any work, or return None where they are not worth a word. Optional.
 
-        A quick trial, of a second or so, is allowed: that is how time is known.
+        A quick trial, of a second or so, is allowed: that is how time is known. What :meth:`skip_reason` refuses for lack of
+        memory or disk is a part of this.
+        """
+        return None
+
+    def undefined_on(self, queries: Queries) -> str | None:
+        """Say in one line why this method has no scores for such queries, or return None. Optional; never raise for that.
+
+        Their cells stay missing in every table, with this reason; other query sets are scored. It is about the kind of
+        queries (:attr:`Queries.sampling`, :attr:`Queries.name`): a whole set and each part of it get one answer. Asked
+        before :meth:`prepare`; :meth:`attribute` is never called with queries that it gives a reason for.
         """
         return None
 
@@ -292,7 +338,8 @@ class AttributionMethod(ABC):
 
         Args:
             evaluate: gives the mean LDS (−1…1, higher is better) that options have on the choosing data.
-            options: the configuration at hand; what the search leaves out keeps this value.
+            options: the configuration at hand; what the search leaves out keeps this value. Options in :attr:`search_from`
+                hold all that is to be tried.
 
         Returns:
             The chosen options; of equally good ones the first tried.
@@ -337,10 +384,14 @@ def score(method: AttributionMethod, queries: Queries) -> Tensor:
         float32 or float64 scores ``(num_queries, num_train)`` on the CPU; see :func:`real_scores`.
 
     Raises:
+        UsageError: the method is not defined on such queries.
         DataError: the queries are not of the train images' shape.
         AttribenchError: the scores have another shape, are not real numbers, or not finite.
     """
     name = type(method).__name__
+    reason = method.undefined_on(queries)
+    if reason is not None:
+        raise UsageError(f"{name} is not defined on the query set '{queries.name}': {reason}")
     train = method.context.train
     if queries.images.shape[1:] != train.images.shape[1:]:
         raise DataError(

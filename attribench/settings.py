@@ -191,6 +191,38 @@ class CounterfactualSettings:
 
 
 @dataclass(frozen=True)
+class RemovalSettings:
+    """What happens to a group of queries without its strongest train images: one retraining a row, group, number and seed.
+
+    Args:
+        asked: ``generation``: groups of generated images that are alike; ``class``: of held-out images of one class, of which
+            all its train images are known to be right; ``copies``: of held-out images that are copied into the train set first.
+        num_groups: groups; the other groups' queries are each one's controls.
+        group_size: queries a group.
+        num_removed: how many train images are removed, ascending; none: what suits the question.
+        num_seeds: retrainings of each.
+        num_copies: of each image, for ``copies``.
+    """
+
+    asked: str = "generation"
+    num_groups: int = 5
+    group_size: int = 5
+    num_removed: tuple[int, ...] = ()
+    num_seeds: int = 2
+    num_copies: int = 8
+
+    def __post_init__(self) -> None:
+        known = ("generation", "class", "copies")
+        _require(self.asked in known, f"--ask {self.asked!r} is not one of {', '.join(known)}.")
+        _require(self.num_groups >= 2, "--groups must be at least 2: the other groups are the controls.")
+        _require(self.group_size >= 1, "--group-size must be at least 1.")
+        _require(self.num_seeds >= 1, "--seeds must be at least 1.")
+        _require(self.num_copies >= 2, "--copies must be at least 2.")
+        ascend = list(self.num_removed) == sorted(set(self.num_removed)) and min(self.num_removed, default=1) >= 1
+        _require(ascend, f"--removed {list(self.num_removed)}: numbers must ascend, from 1 at least.")
+
+
+@dataclass(frozen=True)
 class Settings:
     """One experimental setting: all that decides what is measured but the data."""
 

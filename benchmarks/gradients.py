@@ -36,8 +36,8 @@ from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import layerwise_bytes, num_parameters, summed_gradients
 
 SEED = 42
-FUNCTORCH_BATCHES = (16, 64)
-TRAK_BATCHES = (4, 16)
+FUNCTORCH_BATCHES = (4, 16, 64, 256)
+TRAK_BATCHES = (4, 16, 64)
 
 
 def noised(images: Tensor, timesteps: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ class DAS(KernelMethod):
 
     Checked against the authors' published programs (facts, no code of theirs): f, lengths of 1 before the average and the
     projection, h, and the square. Their programs differ in the residual: the older one averages roots over timesteps, as is
-    done here; a later one first divides each timestep's roots by their length over all train images. Our reading: gradients
+    done here by default; a later one first divides each timestep's roots by their length over all train images, which is
+    ``normalize_residuals``. Our reading: gradients
     and residuals of several noise seeds are averaged before the kernel is made (``noise_draws``), and none over models;
     train images and queries have noise of their own.
 
@@ -34,6 +35,8 @@ class DAS(KernelMethod):
     Args:
         signed: report what is squared, before the square: a train image that pulls f the other way is an opponent. Since f
             is no measure of how good an image is, the sign alone says little.
+        normalize_residuals: the residuals of each timestep are divided by their length over all train images before the
+            average, as in the authors' later program: otherwise timesteps at which the model errs most weigh most.
     """
 
     normalized = True
@@ -47,14 +50,17 @@ class DAS(KernelMethod):
         regularization: float = 0.01,
         noise_draws: int = 1,
         signed: bool = False,
+        normalize_residuals: bool = False,
     ) -> None:
         super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws)
-        self._signed = signed
+        self._signed, self._normalize_residuals = signed, normalize_residuals
 
     def prepare(self, context: AttributionContext) -> None:
         """Also measure the model's errors on the train images."""
         super().prepare(context)
-        self._residuals = mean_residuals(context, self._options, context.target_model(), context.train)
+        self._residuals = mean_residuals(
+            context, self._options, context.target_model(), context.train, self._normalize_residuals
+        )
 
     def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
         """Multiply by residuals over 1 − leverage, and square."""

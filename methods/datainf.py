@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
@@ -80,7 +81,7 @@ class DataInf(AttributionMethod):
         """Compute the train images' gradients, unless another method has, and each layer's λ."""
         model = context.target_model()
         train = GradientFeatures(context, self._options).of(model, context.train)
-        device = context.device if context.device.type != "mps" else torch.device("cpu")
+        device = float64_device(context.device)
         self._curvature = _Curvature.of(train, layer_slices(model), self._damping, device)
 
     def attribute(self, queries: Queries) -> Tensor:

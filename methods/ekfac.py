@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError
 from attribench.gradients.ekfac import Curvature, LayerCurvature, precondition
 from attribench.gradients.feature_set import FeatureSet
@@ -87,7 +88,7 @@ class EKFAC(AttributionMethod):
         if self._prepared is None:
             raise AttribenchError("EKFAC is not prepared: call start(method, context) first.")
         train, curvature = self._prepared
-        device = self.context.device if self.context.device.type != "mps" else torch.device("cpu")
+        device = float64_device(self.context.device)
         features = GradientFeatures(self.context, self._queries).of(self.context.target_model(), queries)
         rows = []
         for block in features.blocks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from attribench.errors import UsageError, nearest
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries, start
 from attribench.methods.nda import NDA
 from attribench.methods.nda.patches import check_patch_size
-from attribench.methods.nda.search import LOW_RESOLUTION_PATCH_SIZES, PATCH_SIZES, TOP_KS
+from attribench.methods.nda.search import LOW_RESOLUTION_PATCH_SIZES, PATCH_SIZES, TIMESTEPS, TOP_KS
 from attribench.methods.score_machine import ScoreMachine
 from attribench.methods.score_machine.machine import ORDERS, Order, check_odd
+from attribench.methods.score_machine.search import TIMESTEPS as MACHINE_TIMESTEPS
 from attribench.registry import register_method
 from attribench.store.artifacts import Staging
 from attribench.store.code import method_hash
@@ -85,6 +86,10 @@ class NDAPlus(AttributionMethod):
     """
 
     access = Access.DATA
+    search_from: ClassVar[Mapping[str, Sequence[int]]] = {
+        "timesteps": TIMESTEPS,
+        "influence_timesteps": MACHINE_TIMESTEPS,
+    }
 
     def __init__(
         self,
@@ -197,10 +202,10 @@ class NDAPlus(AttributionMethod):
 def search_terms(evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the terms of a mixture, and their weights, one after the other, by the LDS of the whole; then top-k.
 
-    Timesteps are those of ``options``. Every patch size is measured alone first. Of every timestep of NDA's, the two best ones
-    at full resolution and the best one at half resolution go into the pool; of the machine's, the best one. The search begins
-    with NDA's best of every timestep at weight 1, and goes over the pool, giving each term the best of :data:`WEIGHTS`, until
-    nothing rises, or :data:`ROUNDS` times.
+    Timesteps are those of ``options``: NDA's and the machine's own lists, or the caller's. Every patch size is measured alone
+    first. Of every timestep of NDA's, the two best ones at full resolution and the best one at half resolution go into the
+    pool; of the machine's, the best one. The search begins with NDA's best of every timestep at weight 1, and goes over the
+    pool, giving each term the best of :data:`WEIGHTS`, until nothing rises, or :data:`ROUNDS` times.
     """
 
     def measure(weights: Mapping[Term, float], **more: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.precision import float64_device, to_float64
 from attribench.data import ImageSet
 from attribench.gradients.common_noise import (
     COMMON,
@@ -17,9 +18,10 @@ from attribench.gradients.common_noise import (
     noise_seed,
     noisy_rows,
 )
-from attribench.gradients.fisher import diagonal_fisher
+from attribench.gradients.fisher import diagonal_fisher, fisher_needs, fisher_refusal
 from attribench.gradients.loss_change import LossChangeMethod, added, check_positive, evenly_spaced, flattened
-from attribench.method import AttributionContext
+from attribench.gradients.needs import joined, total
+from attribench.method import AttributionContext, Needs
 from attribench.registry import register_method
 
 
@@ -52,6 +54,8 @@ class Unlearning(LossChangeMethod):
         UsageError: an option is out of range.
     """
 
+    copies = 14  # gradients and the flat one; in float64, that, F, the step and its parts; the changed weights
+    still = "the model has no gradient there"
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {"damping": (1e-3, 1e-2, 0.1, 1.0)}
 
     def __init__(
@@ -80,20 +84,33 @@ class Unlearning(LossChangeMethod):
             "step": self._step,
         }
 
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        """Refuse where there is no model, or no room for a query's losses or the Fisher information."""
+        reason = super().skip_reason(context)
+        return reason or fisher_refusal(context, context.target_model(), self._fisher_terms)
+
+    def needs(self, context: AttributionContext, num_queries: int) -> Needs:
+        """Of the Fisher information, then of the losses."""
+        model, losses = context.target_model(), super().needs(context, num_queries)
+        # A gradient takes about as long as three forward passes; those of the losses are the measure.
+        passes = len(self._terms) * len(context.train) * (1 + num_queries)
+        return joined(total(fisher_needs(context, model, self._fisher_terms, 3 * losses.seconds / passes)), losses)
+
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses and Fisher information at the target model, unless they are in the store."""
         super().prepare(context)
         fisher = diagonal_fisher(context, context.target_model(), self._fisher_terms)
         floor = torch.finfo(torch.float64).tiny  # of a model that has no gradients at all
-        self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(context.device)
+        self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(float64_device(context.device))
 
     def changed(self, model: nn.Module, weights: Weights, query: ImageSet) -> Weights:
         """One preconditioned step up the query's loss."""
         context, like = self.context, next(iter(weights.values()))
         name, image = COMMON if self._noise == "common" else query.ids[0], context.inputs.clean(query)[0]
         rows = noisy_rows(image, name, self._gradient_terms, noise_seed(context), context.schedule, like)
-        loss, gradients = mean_loss_and_gradient(model, weights, *rows, context.inputs.conditions(query))
-        gradient = flattened(gradients).double()
+        told = context.inputs.conditions(query)
+        loss, gradients = mean_loss_and_gradient(model, weights, *rows, self._losses.row_bytes, told)
+        gradient = to_float64(flattened(gradients))
         direction = gradient / self._precision
         rise = gradient @ direction
         length = self._step * loss / rise if rise > 0 else torch.zeros_like(rise)

@@ -11,8 +11,11 @@ converged=dtrak-converged,trak-converged,relative-influence-converged,renormaliz
 for method in ${converged//,/ } dtrak trak relative-influence renormalized-influence nda; do
   on tune --method $method --method.noise_draws 1
 done
-for method in nda ${converged//,/ }; do
+for method in nda das-converged ekfac-converged ${converged//,/ }; do
   on tune --method $method --method.noise_draws 1 --protocol strict
+done
+for method in score-machine nda-plus; do
+  on tune --method $method --protocol strict
 done
 for method in score-machine nda-plus; do
   on tune --method $method
@@ -29,7 +32,10 @@ on run --method "nda,pixel-cosine,pixel-dot,random,$published,datamodel,empirica
 on run --method "nda-converged,$converged,gradient-dot-converged,gradient-cosine-converged,tracincp-converged,gas-converged"
 on run --method score-machine,nda-plus,das,das-signed,ekfac,datainf,logra,unlearning,fine-tune
 on run --method nda-plus-converged,das-converged,ekfac-converged,datainf-converged
-on run --method "nda,$converged" --protocol strict --tuned
+on run --method "nda,nda-plus,score-machine,pixel-cosine,pixel-dot,random,das-converged,ekfac-converged,$converged" --protocol strict --tuned
+for method in nda nda-plus; do
+  on run --method $method --protocol strict --tuned --method.noise_draws 10
+done
 
 # What more timesteps and draws of noise buy.
 for method in trak-converged dtrak-converged; do

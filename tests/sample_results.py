@@ -77,7 +77,7 @@ def attachment(method: str, train: ImageSet, seed: int) -> dict[str, Tensor]:
 
 
 def common(**changes: Any) -> dict[str, Any]:
-    base = sample_record().model_dump(exclude={"results", "cost", "protocol", "settings"})
+    base = sample_record().model_dump(exclude={"results", "cost", "protocol", "settings", "undefined"})
     return {**base, "settings": asdict(resolve("digits", "small", [], {}).settings), **changes}
 
 

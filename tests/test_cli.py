@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_all_runs_every_method_and_lists_the_others_with_the_reason(
         rows = configured or {name}
         assert rows & recorded or any(f"{row} was skipped: " in printed for row in rows), name
     assert {"pixel-dot", "pixel-cosine", "nda", "random"} <= recorded
+    for record in load_records(finished / "results"):
+        own = record.method.startswith("journey-trak")
+        assert set(record.results) == ({"generation"} if own else {"validation", "generation"})
+        assert set(record.undefined) == ({"validation"} if own else set())
+    said = re.search(r"on which they are not defined: ([^:]*): they were not sampled", " ".join(printed.split()))
+    assert said is not None
+    assert set(said[1].split(", ")) == {"journey-trak", "journey-trak-converged"}
 
 
 def test_galleries_false_files_no_images(finished: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ MOMENTS = [
     ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),  # inside the target model's training
     ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),
-    ("attribench.diffusion.sampling.exact_float32", 1, True),
+    ("attribench.diffusion.trajectory.exact_float32", 2, True),
     ("attribench.workflows.scoring.score", 2, False),  # scores computed, not stored
     ("attribench.diffusion.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
     ("attribench.workflows.benchmark.save_record", 1, True),

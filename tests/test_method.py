@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attribench import Access, AttributionContext, AttributionMethod, ImageSet, Queries
+from attribench import Access, AttributionContext, AttributionMethod, ImageSet, Queries, Sampling
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.errors import AccessError, AttribenchError, DataError
+from attribench.errors import AccessError, AttribenchError, DataError, UsageError
 from attribench.method import score, start
 from attribench.store.artifacts import ArtifactStore
 
@@ -118,5 +119,36 @@ def test_a_method_without_a_context_says_so() -> None:
         Constant().attribute(queries())
 
 
+class OwnOnly(Constant):
+    def undefined_on(self, queries: Queries) -> str | None:
+        return None if queries.sampling else "nobody sampled them"
+
+
+def test_a_method_is_never_asked_about_queries_that_it_is_not_defined_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Constant().undefined_on(queries()) is None
+    method = OwnOnly()
+    start(method, context(Access.DATA, tmp_path))
+    assert score(method, replace(queries(), sampling=Sampling((3, 5), 10))).shape == (2, 3)
+    monkeypatch.setattr(OwnOnly, "attribute", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UsageError, match="OwnOnly is not defined on the query set 'queries': nobody sampled them"):
+        score(method, queries())
+
+
 def test_queries_can_be_sliced() -> None:
     assert queries()[1:].ids == ("y",)
+    assert queries()[1:].sampling is None
+
+
+def test_parts_of_queries_keep_how_they_were_sampled() -> None:
+    pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
+    whole = Queries(pixels, tuple("abcd"), "generation", Sampling((10, 11, 12, 13), 50, 0.5))
+    for part in (whole.select([3, 1]), whole[1:][2:], whole[::-2]):
+        assert part.name == "generation"
+        assert part.sampling is not None
+        assert [seed - 10 for seed in part.sampling.seeds] == part.images.flatten().tolist()
+        assert ["abcd"[seed - 10] for seed in part.sampling.seeds] == list(part.ids)
+        assert (part.sampling.num_inference_steps, part.sampling.eta) == (50, 0.5)
+    with pytest.raises(DataError, match="4 queries but 1 seeds"):
+        replace(whole, sampling=Sampling((1,), 50))

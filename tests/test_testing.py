@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attribench import Access, AttribenchError, AttributionContext, AttributionMethod, Queries
+from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.registry import METHODS, load_method
 from attribench.testing import ConformanceError, check_method
 
@@ -127,6 +128,32 @@ class StaleStore(Honest):
         context.store.get_or_create("scale", {}, lambda staging: staging.save_json("scale", 1.0))
 
 
+class UndefinedWithoutReason(Honest):
+    def undefined_on(self, queries: Queries) -> str | None:
+        return "" if queries.sampling else None
+
+
+class UndefinedInPart(Honest):
+    def undefined_on(self, queries: Queries) -> str | None:
+        return "too few" if len(queries) < 2 else None
+
+
+class WrongOnSampled(Honest):
+    """Keeps the rules on held-out queries alone."""
+
+    def attribute(self, queries: Queries) -> Tensor:
+        scores = super().attribute(queries)
+        return scores.log() if queries.sampling else scores
+
+
+class SeedsByPlace(Honest):
+    """Forgets that a part of the queries has a part of the seeds."""
+
+    def attribute(self, queries: Queries) -> Tensor:
+        places = torch.arange(len(queries)) if queries.sampling else torch.zeros(len(queries))
+        return super().attribute(queries) + places[:, None]
+
+
 class SkipsWithoutReason(Honest):
     def skip_reason(self, context: AttributionContext) -> str | None:
         return ""
@@ -152,6 +179,10 @@ class SkipsWithoutReason(Honest):
         (TakesCheckpoints, "access"),
         (NoAccess, "access"),
         (SkipsWithoutReason, "skip reason"),
+        (UndefinedWithoutReason, "undefined"),
+        (UndefinedInPart, "undefined"),
+        (WrongOnSampled, "finite"),
+        (SeedsByPlace, "batch"),
     ],
 )
 def test_rejects(method: type[AttributionMethod], check: str) -> None:
@@ -209,6 +240,38 @@ def test_a_method_that_skips_is_not_run() -> None:
     assert check_method(NeverRuns) == "needs a package that is not installed"
     assert check_method(ColourOnly) is None
     assert set(ColourOnly.runs) == {3}
+
+
+class OnSampled(Honest):
+    """Goes the way of each query again, which must lead to it."""
+
+    access = Access.MODEL
+
+    def undefined_on(self, queries: Queries) -> str | None:
+        return None if queries.sampling else "nobody sampled them"
+
+    def attribute(self, queries: Queries) -> Tensor:
+        sampling = queries.sampling
+        assert sampling is not None
+        model, shape = self.context.target_model(), self.context.train.image_shape
+        *_, end = ddim_trajectory(
+            model, sampling.seeds, shape, sampling.num_inference_steps, sampling.eta, self.context.device
+        )
+        assert (to_pixels(end.sample).int() - queries.images.int()).abs().max() <= 1
+        return super().attribute(queries)
+
+
+class OnNothing(NeverRuns):
+    def skip_reason(self, context: AttributionContext) -> str | None:
+        return None
+
+    def undefined_on(self, queries: Queries) -> str | None:
+        return "there are no such queries"
+
+
+def test_a_method_is_checked_on_what_it_is_defined_on() -> None:
+    assert check_method(OnSampled) is None
+    assert check_method(OnNothing) == "there are no such queries"
 
 
 def test_global_state_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from attribench.commands.parsing import (
-    add_runtime_options,
-    new_parser,
-    parse,
-    print_options,
-    runtime_of,
-    split_dotted,
-)
+from attribench.commands.decoys import add_decoy_options, told
+from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
 from attribench.commands.writable import writable_folder
 from attribench.data.decoding import Channels
 from attribench.errors import UsageError
@@ -40,10 +34,11 @@ def attribute(arguments: list[str]) -> int:
                         "image has colour.")  # fmt: skip
     parser.add_argument("--heat-maps", "--heat_maps", type=int, default=20, help="Train images of each query to show heat "
                         "maps for, where the method can.")  # fmt: skip
+    add_decoy_options(parser)
     add_runtime_options(parser)
     own, dotted = split_dotted(arguments)
 
-    from attribench.api import attribute_all, own_method_config
+    from attribench.api import attribute_all, decoy_request, own_method_config
     from attribench.workflows.own_images import Request
 
     options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
@@ -73,6 +68,7 @@ def attribute(arguments: list[str]) -> int:
     request = Request(
         options.train, options.queries, options.top, options.image_size, channels, options.heat_maps,
         options.model, options.scheduler, options.checkpoints,
+        decoy_request(options.decoys, options.contributors, options.false_discovery),
     )  # fmt: skip
 
     from attribench.computing.progress import terminal_progress
@@ -84,7 +80,7 @@ def attribute(arguments: list[str]) -> int:
         folder, num_left_out = out if len(configs) == 1 else out / safe(result.method), result.num_left_out
         written = result.to_parquet(folder / "scores.parquet"), result.to_html(folder / "report.html")
         print(f"{len(result.queries)} queries, {len(result.train)} train images, ranked by {result.method}:")
-        print(*written, sep="\n")
+        print(*written, *told(result.answer, folder), sep="\n")
     if num_left_out:
         print(f"{num_left_out} files were left out; report.html says which and why.")
     return 0

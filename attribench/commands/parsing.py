@@ -165,7 +165,7 @@ def _with_shipped(config: Config) -> Config:
     return with_shipped(config, terminal_progress())
 
 
-def _method_names(text: str) -> tuple[list[str], dict[str, str]]:
+def method_names(text: str) -> tuple[list[str], dict[str, str]]:
     """The methods asked for, and of ``all`` those that cannot be loaded, with their errors."""
     from attribench.configuration.resolution import all_methods
 
@@ -197,7 +197,7 @@ def configured(
         _print_help(parser, arguments, methods=methods)
         return None
     options = parse(parser, own)
-    names, broken = _method_names(options.method) if methods else ([], {})
+    names, broken = method_names(options.method) if methods else ([], {})
     config = replace(_resolve(options, dotted, names), galleries=getattr(options, "galleries", None))
     if options.print_config:
         print(_show_config(config))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="MethodRecord")
 
 #: What tables can be made of.
-KINDS = ("lds", "counterfactual", "compute", "retrainings")
+KINDS = ("lds", "counterfactual", "removals", "compute", "retrainings")
 LAYOUTS = ("full", "paper")
 
 
@@ -65,17 +65,21 @@ def table(arguments: list[str]) -> int:
 
     from attribench.records.counterfactual import load_counterfactuals
     from attribench.records.lds import load_records
+    from attribench.records.removals import load_removals
     from attribench.records.sweep import load_sweeps
     from attribench.reporting.boards import boards
     from attribench.reporting.compute import comparisons, compute_table
     from attribench.reporting.counterfactual_tables import counterfactual_tables
     from attribench.reporting.paper import paper_tables
+    from attribench.reporting.removal_tables import removal_tables
     from attribench.reporting.retrainings import OPTION, retrainings_table, yardsticks
     from attribench.reporting.tables import band_tables, leaderboards
 
     results = Path(options.results)
     if options.kind == "counterfactual":
         tables = counterfactual_tables(_selected(load_counterfactuals(results), options))
+    elif options.kind == "removals":
+        tables = removal_tables(_selected(load_removals(results), options))
     elif options.kind == "compute":
         tables = [compute_table(found) for found in comparisons(_selected(load_sweeps(results), options))]
         if not tables:
@@ -125,7 +129,9 @@ def _selected(records: Sequence[R], options: Any) -> list[R]:
     if not found:
         there = sorted({f"{record.dataset} ({record.preset})" for record in records})
         asked = " ".join(part for part in (options.dataset, options.preset) if part) or "anything"
-        command = {"counterfactual": "counterfactual", "compute": "sweep"}.get(options.kind, "run")
+        command = {"counterfactual": "counterfactual", "removals": "removals", "compute": "sweep"}.get(
+            options.kind, "run"
+        )
         raise UsageError(
             f"No records of {asked} in {options.results}. "
             + (f"There are: {', '.join(there)}." if there else f"Run attribench {command} first.")
@@ -185,7 +191,7 @@ def report(arguments: list[str]) -> int:
     results = Path(options.results)
     out = Path(options.out) if options.out else results / "report.html"
     collection = Collection(results, options.dataset, options.preset)
-    if not (collection.boards or collection.counterfactuals or collection.sweeps):
+    if not (collection.boards or collection.counterfactuals or collection.removals or collection.sweeps):
         raise UsageError(f"There are no records in {options.results} to report: run attribench run first.")
     writable_file("--out", out)
     draughtsman = Draughtsman()

@@ -86,6 +86,7 @@ def score(arguments: list[str]) -> int:
             f"--query-set {options.query_set}: name one query set for each of {len(options.files)} file(s)."
         )
 
+    from attribench.computing.names import readable
     from attribench.computing.progress import terminal_progress
     from attribench.records.lds import load_records
     from attribench.reporting.boards import boards
@@ -95,7 +96,7 @@ def score(arguments: list[str]) -> int:
 
     results = writable_folder("--results", options.results)
     files = dict(zip(sets, map(Path, options.files), strict=True))
-    name = options.name or Path(options.files[0]).stem
+    name = readable(options.name or Path(options.files[0]).stem)
     record, path = score_files(config, files, name, runtime_of(options), results, terminal_progress())
     for board in boards(load_records(results, [record.dataset]), results):
         if record in board.records:
@@ -179,6 +180,8 @@ def sweep(arguments: list[str]) -> int:
         found = {query_set: point.results[query_set] for query_set in QUERY_SETS if query_set in point.results}
         shown = "; ".join(f"{query_set} {result.text}" for query_set, result in found.items())
         print(f"{name}: LDS×100 {shown}")
+    for query_set, reason in record.undefined.items():
+        print(f"{record.method} is not defined on {query_set} queries: {reason}")
     print(f"{record.title}; 95 % intervals over queries and subsets; filed in {path}")
     return 0
 

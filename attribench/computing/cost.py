@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from attribench.computing.others import Others
+
 _INTERVAL = 0.02
 
 #: GPU peaks of the measurements under way, outermost first: an inner one resets the device's only counter.
@@ -22,15 +24,19 @@ class Cost:
     """Filled in when the measured block ends.
 
     Attributes:
-        seconds: wall-clock time.
+        seconds: wall-clock time; with what an interrupted call had spent on what this one goes on from (:func:`resumed`).
         peak_bytes: the most memory in use above what was in use at the start: the process's own (pages of files it
             maps, libraries or training images, are the system's to drop and do not count), plus the GPU's.
         compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
+        earlier_seconds: what of ``seconds`` an interrupted call spent.
+        others_seconds: see :class:`attribench.computing.others.Others`.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     compile_seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    others_seconds: float = 0.0
 
 
 def own_bytes(process: psutil.Process) -> int:
@@ -79,6 +85,12 @@ def compiling() -> Iterator[None]:
             memory.paused = False
 
 
+def resumed(seconds: float) -> None:
+    """Say that what is under way goes on from what an interrupted call came to in this time: it costs that too."""
+    for memory in _under_way:
+        memory.cost.earlier_seconds += seconds
+
+
 @contextmanager
 def measure(device: torch.device) -> Iterator[Cost]:
     """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed. Blocks may be nested."""
@@ -98,13 +110,14 @@ def measure(device: torch.device) -> Iterator[Cost]:
         _gpu_peaks.append([start_gpu])
     _under_way.append(memory)
     watcher.start()
-    started = time.perf_counter()
+    started, others = time.perf_counter(), Others()
     try:
         yield cost
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        cost.seconds = time.perf_counter() - started - cost.compile_seconds
+        cost.seconds = time.perf_counter() - started - cost.compile_seconds + cost.earlier_seconds
+        cost.others_seconds = others.seconds
         stop.set()
         watcher.join()
         memory.note()

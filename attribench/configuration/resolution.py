@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attribench.computing.names import readable
 from attribench.configuration.files import (
     SECTIONS,
     DatasetConfig,
@@ -35,8 +36,11 @@ class MethodConfig:
     Attributes:
         name: the row's name before changed options are added.
         changed: options the caller set by hand, to another value than the configured one.
-        tuned_on: which data the shipped options were chosen on; empty if nothing was tuned.
+        tuned_on: which data the shipped options were chosen on, and which of these the caller then changed; empty if nothing
+            was tuned, or all that was is set by hand.
         fixed: names of all options the caller set by hand; ``attribench tune`` leaves them as they are.
+        configured: the options without what the caller set by hand; None: the same.
+        unchosen: these without what the data set's YAML says was chosen on data; None: the same.
     """
 
     name: str
@@ -45,6 +49,23 @@ class MethodConfig:
     changed: dict[str, Any] = field(default_factory=dict)
     tuned_on: str = ""
     fixed: tuple[str, ...] = ()
+    configured: dict[str, Any] | None = None
+    unchosen: dict[str, Any] | None = None
+
+    def start(self, *, unchosen: bool) -> dict[str, Any]:
+        """Where a search of options begins: what is configured, and what the caller set by hand but for what it chooses among.
+
+        Args:
+            unchosen: without what was chosen on data before.
+        """
+        configured = self.options if self.configured is None else self.configured
+        base = configured if self.unchosen is None or not unchosen else self.unchosen
+        return typed(self.cls, "method", {**base, **{name: self.options[name] for name in self.held}})
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the options that a search leaves as the caller set them: not those that say what it chooses among."""
+        return [name for name in self.fixed if name not in getattr(self.cls, "search_from", {})]
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,7 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
         if not isinstance(content.get("method"), str):
             raise UsageError(f"{files.get(name, name)} must name its method: a line such as 'method: nda'.")
         registered = str(content.pop("method"))
-        row = Path(name).stem
+        row = readable(Path(name).stem)
     else:
         content, registered, row = {}, name, "" if "." in name else name
     known = sorted({*METHODS.names(), *files})
@@ -149,7 +170,18 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
     touched = {key: options[key] for key in changed if options[key] != given.get(key)}
     where = base.tuned_on.get(row if own else registered) or {}
     tuned_on = where.get(preset, "") if tuned or own else ""
-    return MethodConfig(row, cls, options, touched, tuned_on, tuple(sorted(changed)))
+    unchosen = {**option_defaults(cls), **content} if tuned_on else given
+    if tuned_on:
+        tuned_on = after_changes(tuned_on, (tuned.keys() - content.keys()) | own.keys(), touched)
+    return MethodConfig(row, cls, options, touched, tuned_on, tuple(sorted(changed)), given, unchosen)
+
+
+def after_changes(tuned_on: str, chosen: set[str], touched: Mapping[str, Any]) -> str:
+    """What is still true of ``tuned_on`` once the caller has changed some options; nothing if all chosen ones are changed."""
+    overridden = sorted(chosen & touched.keys())
+    if not overridden:
+        return tuned_on
+    return "" if chosen <= touched.keys() else f"{tuned_on}, then changed by hand: {', '.join(overridden)}"
 
 
 def class_config(cls: type[Any], changed: Mapping[str, Any]) -> MethodConfig:

@@ -72,7 +72,9 @@ def read_source(
     return Folder(_from_sequence(source, image_size, channels, name), {})  # type: ignore[arg-type]
 
 
-def folder_labels(train: Sequence[str], queries: Sequence[str], num_classes: int) -> tuple[Tensor, Tensor, list[str]]:
+def folder_labels(
+    train: Sequence[str], queries: Sequence[str], num_classes: int, what: str = "queries"
+) -> tuple[Tensor, Tensor, list[str]]:
     """Class numbers from first-level subfolders.
 
     Subfolders whose names are all numbers are the classes of these numbers; else classes are numbered from 0 in alphabetical
@@ -82,6 +84,7 @@ def folder_labels(train: Sequence[str], queries: Sequence[str], num_classes: int
         train: names of the train images, paths within their folder.
         queries: likewise.
         num_classes: that the model knows.
+        what: messages call them.
 
     Returns:
         int64 ``(num_train,)`` and ``(num_queries,)``, and the names of the classes in order of their numbers.
@@ -89,11 +92,11 @@ def folder_labels(train: Sequence[str], queries: Sequence[str], num_classes: int
     Raises:
         DataError: an image lies in no subfolder, or in one that is no class.
     """
-    for what, names in (("train images", train), ("queries", queries)):
+    for kind, names in (("train images", train), (what, queries)):
         loose = [name for name in names if "/" not in name]
         if loose:
             raise DataError(
-                f"The model is told classes, and {len(loose)} {what} lie in no subfolder ({some(loose)}): put them into one "
+                f"The model is told classes, and {len(loose)} {kind} lie in no subfolder ({some(loose)}): put them into one "
                 "subfolder a class."
             )
     folders = sorted({name.partition("/")[0] for name in train})
@@ -113,7 +116,7 @@ def folder_labels(train: Sequence[str], queries: Sequence[str], num_classes: int
     unknown = sorted({name.partition("/")[0] for name in queries} - set(numbers))
     if unknown:
         raise DataError(
-            f"The queries' subfolder {unknown[0]} is no class of the train images (there are: {some(folders)}): rename it."
+            f"The {what}' subfolder {unknown[0]} is no class of the train images (there are: {some(folders)}): rename it."
         )
     found = [torch.tensor([numbers[name.partition("/")[0]] for name in names]) for names in (train, queries)]
     return found[0], found[1], sorted(numbers, key=lambda folder: (numbers[folder], natural_key(folder)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from attribench.computing.device import exact_float32
+from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.settings import GenerationSettings
 
 
@@ -31,23 +31,13 @@ def generate_images(
     Returns:
         uint8 ``(len(seeds), C, H, W)``: what an 8-bit PNG of the image holds.
     """
-    from diffusers import DDIMScheduler
-
     network = network.to(device)
     batches = []
-    with exact_float32():
-        for begin in range(0, len(seeds), batch_size):
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[begin : begin + batch_size]]
-            sample = torch.stack([torch.randn(image_shape, generator=generator) for generator in generators])
-            sample = sample.to(device)
-            scheduler = DDIMScheduler()  # its defaults are DDPMScheduler's: 1000 steps, linear β from 1e-4 to 0.02
-            scheduler.set_timesteps(settings.num_inference_steps)
-            for timestep in scheduler.timesteps:
-                predicted = network(sample, timestep.to(device)).sample
-                noise = None
-                if settings.eta > 0:
-                    noise = torch.stack([torch.randn(image_shape, generator=g) for g in generators]).to(device)
-                sample = scheduler.step(predicted, timestep, sample, eta=settings.eta, variance_noise=noise).prev_sample
-                report(float(len(generators)))
-            batches.append(((sample / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8))
+    for begin in range(0, len(seeds), batch_size):
+        some = seeds[begin : begin + batch_size]
+        steps = ddim_trajectory(network, some, image_shape, settings.num_inference_steps, settings.eta, device)
+        for step in steps:
+            sample = step.sample
+            report(float(len(some)))
+        batches.append(to_pixels(sample))
     return torch.cat(batches)

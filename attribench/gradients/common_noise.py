@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import Literal, cast, get_args
 
 import torch
@@ -15,12 +15,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.cost import measure
 from attribench.computing.device import exact_float32
+from attribench.computing.precision import float64_device, to_float64
 from attribench.computing.seeding import derive_seed
 from attribench.diffusion.inputs import Conditions
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.errors import AttribenchError, UsageError
+from attribench.gradients.budget import shortage
 from attribench.gradients.features import model_spec
-from attribench.gradients.per_sample import NO_CONDITIONS, Example, Term, held_bytes, to_clean, told_rows
+from attribench.gradients.needs import ARTIFACT_BYTES, LIBRARY_BYTES
+from attribench.gradients.per_sample import (
+    NO_CONDITIONS,
+    Example,
+    Term,
+    num_parameters,
+    pass_size,
+    row_bytes,
+    to_clean,
+    told_rows,
+)
 from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
@@ -36,10 +48,10 @@ _KIND = "common-noise-losses"
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
     "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py", "diffusion/inputs.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
-#: Images of one forward pass, and of one backward pass: beyond it, they cost memory and gain no speed.
+#: Images of one forward pass, and of one backward pass, at most: beyond it, they cost memory and gain no speed.
 _FORWARD_ROWS = {"cpu": 256, "cuda": 1024}
 _BACKWARD_ROWS = {"cpu": 64, "cuda": 128}
 
@@ -82,6 +94,55 @@ class CommonNoiseLosses:
         """Forward passes (images) at every change of the weights."""
         return len(self._terms) * len(self._context.train)
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """What :func:`attribench.gradients.per_sample.row_bytes` says."""
+        example = self._example
+        return row_bytes(self._model, example.shape, self._context.device, example.conditions)
+
+    @cached_property
+    def _example(self) -> Example:
+        return Example.of(self._context.inputs, self._train)
+
+    def memory(self, copies: int) -> int:
+        """Bytes at the peak, about: train images, the noise that is kept, sets of weights, and a pass.
+
+        Args:
+            copies: of the parameters, in their own type, that making other weights takes, those themselves included.
+        """
+        device, images = self._context.device, len(self._context.train)
+        first, pixels = next(self._model.parameters()), prod(self._example.shape)
+        noise = first.element_size() * pixels * (images if self._owner == "own" else 1)
+        kept = min(_limit(_NOISE_BYTES, device), len(self._terms) * noise) + noise
+        # Of what a backward pass would need, a forward pass holds a part at a time.
+        forward = min(forward_rows(self.row_bytes, device), images) * self.row_bytes // 6
+        backward = backward_rows(self.row_bytes, device) * self.row_bytes
+        results = 3 * 8 * self.passes
+        weights = first.element_size() * num_parameters(self._model) * (1 + copies)
+        return weights + first.element_size() * images * pixels + kept + results + max(forward, backward)
+
+    def refusal(self, copies: int, changes: Sequence[Spec] = ()) -> str | None:
+        """Say why losses at other weights cannot be had here, or return None.
+
+        Args:
+            copies: see :meth:`memory`.
+            changes: by which the weights are to be changed; none for those of a single query.
+        """
+        store = self._shared.store
+        missing = sum(store.find(_KIND, self._changed_spec(change)) is None for change in changes) if changes else 1
+        return shortage(
+            f"Taking {self.passes:,} losses at changed weights of {num_parameters(self._model):,} parameters",
+            self.memory(copies) + LIBRARY_BYTES,
+            self._context.device,
+            missing * self.stored_bytes,
+            store.root,
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes on disk of the losses at one set of weights."""
+        return next(self._model.parameters()).element_size() * self.passes + ARTIFACT_BYTES
+
     def at_target(self) -> Tensor:
         """The losses at the target model: ``(num_terms, num_train)`` of its type, each at least 0."""
         parameters = {name: value.detach() for name, value in self._model.named_parameters()}
@@ -100,26 +161,21 @@ class CommonNoiseLosses:
 
         def build(staging: Staging) -> None:
             with measure(self._context.device) as cost:
-                losses = self._losses(weights())
+                moved = weights()
+                own = dict(self._model.named_parameters())
+                if change and all(torch.equal(value, own[name]) for name, value in moved.items()):
+                    losses = self.at_target()  # to the bit, so that it shows that nothing has moved
+                else:
+                    losses = self._losses(moved)
             if not torch.isfinite(losses).all():
                 raise AttribenchError("The losses of train images are not finite: the weights were moved too far.")
             staging.save_tensors("losses", {"losses": losses})
             staging.note(peak_bytes=cost.peak_bytes)
 
-        return self._shared.get_or_create(_KIND, {**self._spec, "change": change}, build).load_tensors("losses")[
-            "losses"
-        ]
+        return self._shared.get_or_create(_KIND, self._changed_spec(change), build).load_tensors("losses")["losses"]
 
-    def memory(self) -> int:
-        """Bytes at the peak, about: train images, the noise that is kept, and a forward pass."""
-        device, example = self._context.device, Example.of(self._context.inputs, self._train)
-        each = 4 * math.prod(example.shape)
-        copies = 1 if self._owner == "common" else len(self._train)
-        noise = min(_limit(_NOISE_BYTES, device), each * copies * len(self._terms))
-        held, _ = held_bytes(self._model, example.shape, device, example.conditions)
-        rows = min(_limit(_FORWARD_ROWS, device), len(self._train))
-        # Of what a backward pass would need, a forward pass holds a part at a time.
-        return each * len(self._train) + noise + held * rows // 3 + held * min(_limit(_BACKWARD_ROWS, device), 64)
+    def _changed_spec(self, change: Spec) -> Spec:
+        return {**self._spec, "change": change}
 
     @torch.inference_mode()
     def trial(self) -> float:
@@ -136,14 +192,13 @@ class CommonNoiseLosses:
         run()  # the first one finds out how to compute
         return run() / len(clean)
 
-    @torch.inference_mode()
     def _losses(self, weights: Weights) -> Tensor:
         device, images = self._context.device, len(self._context.train)
         buffers = dict(self._model.named_buffers())
         clean, told = self._clean, self._context.inputs.conditions(self._train)
         result = torch.empty(len(self._terms), images, dtype=clean.dtype)
-        rows = _limit(_FORWARD_ROWS, device)
-        with exact_float32(), sdpa_kernel(SDPBackend.MATH):
+        rows = forward_rows(self.row_bytes, device)
+        with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             for number, (timestep, _) in enumerate(self._terms):
                 noise = self._noise(number)
                 for begin in range(0, images, rows):
@@ -204,12 +259,35 @@ def check_owner(owner: str) -> NoiseOwner:
     return cast(NoiseOwner, owner)
 
 
+def mean_loss(
+    model: nn.Module,
+    weights: Weights,
+    noisy: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    row_bytes: int = 0,
+    conditions: Conditions = NO_CONDITIONS,
+) -> Tensor:
+    """The mean denoising loss over rows, a float64 scalar; see :func:`mean_loss_and_gradient`."""
+    buffers = dict(model.named_buffers())
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(noisy.device))
+    rows = forward_rows(row_bytes, noisy.device)
+    with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for begin in range(0, len(noisy), rows):
+            part = slice(begin, begin + rows)
+            told = told_rows(conditions, slice(0, 1), len(noisy[part]), noisy)
+            predicted = functional_call(model, (dict(weights), buffers), (noisy[part], timesteps[part]), told).sample
+            total += to_float64((predicted - target[part]).square().flatten(1).mean(1).sum() / len(noisy))
+    return total
+
+
 def mean_loss_and_gradient(
     model: nn.Module,
     weights: Weights,
     noisy: Tensor,
     target: Tensor,
     timesteps: Tensor,
+    row_bytes: int = 0,
     conditions: Conditions = NO_CONDITIONS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean denoising loss over rows, and its gradient, by ordinary backward passes.
@@ -220,16 +298,17 @@ def mean_loss_and_gradient(
         noisy: ``(B, C, H, W)``, on the model's device.
         target: what the network is to predict, likewise.
         timesteps: int ``(B,)``.
+        row_bytes: of memory that a row holds between forward and backward pass; bounds how many go together.
         conditions: what it is told, of one image: the same in all rows.
 
     Returns:
-        A scalar, and gradients by name, of the weights' shapes.
+        A float64 scalar, and gradients by name, of the weights' shapes.
     """
     buffers = dict(model.named_buffers())
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    total = torch.zeros((), dtype=torch.float64, device=noisy.device)
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(noisy.device))
     gradients = {name: torch.zeros_like(value) for name, value in weights.items()}
-    rows = _limit(_BACKWARD_ROWS, noisy.device)
+    rows = backward_rows(row_bytes, noisy.device)
     with exact_float32(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         for begin in range(0, len(noisy), rows):
             part = slice(begin, begin + rows)
@@ -237,7 +316,7 @@ def mean_loss_and_gradient(
             predicted = functional_call(model, (leaves, buffers), (noisy[part], timesteps[part]), told).sample
             loss = (predicted - target[part]).square().flatten(1).mean(1).sum() / len(noisy)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            total += loss.detach()
+            total += to_float64(loss.detach())
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
                     gradients[name] += gradient
@@ -267,6 +346,16 @@ def noisy_rows(
         [schedule.target(clean, one, timestep) for one, (timestep, _) in zip(noise, terms, strict=True)]
     )
     return noisy, target, torch.tensor([timestep for timestep, _ in terms], device=like.device)
+
+
+def forward_rows(row_bytes: int, device: torch.device) -> int:
+    """Images of one forward pass. Nothing is held for a backward pass, so that a row takes half as much at most."""
+    return min(_limit(_FORWARD_ROWS, device), pass_size(row_bytes // 2, device))
+
+
+def backward_rows(row_bytes: int, device: torch.device) -> int:
+    """Images of one backward pass."""
+    return min(_limit(_BACKWARD_ROWS, device), pass_size(row_bytes, device))
 
 
 def _limit(limits: Mapping[str, int], device: torch.device) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.computing.cost import measure
+from attribench.computing.precision import to_float64
 from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
@@ -18,7 +19,7 @@ from attribench.gradients.budget import shortage
 from attribench.gradients.features import DECISIVE, model_spec
 from attribench.gradients.kronecker import KroneckerLayer, kronecker_layers
 from attribench.gradients.layerwise import LayerCall
-from attribench.gradients.needs import products_seconds
+from attribench.gradients.needs import LIBRARY_BYTES, products_seconds
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import (
     Example,
@@ -36,7 +37,7 @@ from attribench.store.artifacts import Artifact, Staging
 from attribench.store.code import ROOT, source_hash
 
 #: The files that decide the curvature; relative to the package.
-_DECISIVE = ("gradients/ekfac.py", *DECISIVE)
+_DECISIVE = ("gradients/ekfac.py", "computing/precision.py", *DECISIVE)
 
 _NO_LAYERS = (
     "it needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"
@@ -142,7 +143,7 @@ class Curvature:
         memory, disk = work.sizes()
         return shortage(
             f"EK-FAC's curvature of {work.num_parameters:,} parameters",
-            memory * 9 // 8,
+            memory + LIBRARY_BYTES,
             self._context.device,
             disk,
             self._context.shared_store().store.root,
@@ -213,7 +214,7 @@ class _Work:
                 for name, rows in zip(("inputs", "outputs"), layer.factors(call, gradient), strict=True):
                     flat = rows.reshape(-1, rows.shape[-1])
                     key = f"{layer.name}/{name}"
-                    sums[key] = sums.get(key, 0.0) + _exact(flat.T @ flat)
+                    sums[key] = sums.get(key, 0.0) + to_float64(flat.T @ flat)
 
         gradients = gradients_of(self._model, self._context.device)
         with reproducible():
@@ -233,7 +234,7 @@ class _Work:
                 for layer in self.layers:
                     left, right = (bases[f"{layer.name}/{side}"].to(own) for side in ("outputs", "inputs"))
                     rotated = left.T @ layer.matrices(own) @ right
-                    squares[layer.name] = squares.get(layer.name, 0.0) + _exact(rotated.square().sum(0))
+                    squares[layer.name] = squares.get(layer.name, 0.0) + to_float64(rotated.square().sum(0))
                 count += len(own)
                 task.advance(len(own))
         return {name: (self._finite(total) / count).float().cpu() for name, total in squares.items()}
@@ -267,11 +268,6 @@ class _Work:
         if not torch.isfinite(total).all():
             raise AttribenchError("EK-FAC: the curvature of the loss is not finite: the model's gradients are not.")
         return total
-
-
-def _exact(total: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has none."""
-    return total.double() if total.device.type != "mps" else total.cpu().double()
 
 
 def precondition(gradients: Tensor, curvature: list[LayerCurvature], damping: float) -> Tensor:

@@ -20,7 +20,8 @@ class FactoredProjection:
 
     Every layer's factors are projected to the same width k, the largest for which all features of a gradient number at most
     ``dim``; a factor that is no longer than k stays as it is. A bias is part of its layer, as the entry of a that is 1.
-    Parameters without two factors (norms, convolutions in groups) are kept whole.
+    Parameters without two factors (norms, convolutions in groups) are kept whole, unless they would take more than half of
+    ``dim``: then each norm's, or each run of such parameters, are projected to k numbers as well.
 
     Entries of P are normal, of variance 1/k, the two sides and all layers independent: inner products of features are those of
     gradients in expectation. (The other projections make them ``dim`` times as large.) Our reading: the paper's matrices
@@ -49,17 +50,20 @@ class FactoredProjection:
     ) -> None:
         self._layers = layers
         taken = [part for layer in layers for part in (layer.weight, layer.bias) if part is not None]
-        whole = num_parameters - sum(part.stop - part.start for part in taken)
+        gaps = _gaps(taken, num_parameters)
+        self._keeps_rest = 2 * sum(end - begin for begin, end in gaps) <= dim
 
         def total(width: int) -> int:
-            sizes: list[int] = [min(layer.outputs, width) * min(layer.inputs, width) for layer in layers]
-            return int(whole) + sum(sizes)
+            sizes = [min(layer.outputs, width) * min(layer.inputs, width) for layer in layers]
+            rest = [end - begin if self._keeps_rest else min(end - begin, width) for begin, end in gaps]
+            return sum(sizes) + sum(rest)
 
         if total(1) > dim:
             raise UsageError(
                 f"proj_dim must be at least {total(1)} for a factored projection of this network; got {dim}."
             )
-        low, high = 1, max((max(layer.outputs, layer.inputs) for layer in layers), default=1)
+        widest = [max(layer.outputs, layer.inputs) for layer in layers]
+        low, high = 1, max([1, *widest, *([] if self._keeps_rest else (end - begin for begin, end in gaps))])
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if total(middle) <= dim else (low, middle - 1)
@@ -67,23 +71,29 @@ class FactoredProjection:
         self._blocks: dict[int, tuple[KroneckerLayer, slice, Tensor | None, Tensor | None]] = {}
         at = 0
         for layer in layers:
-            left, right = (self._matrix(layer, side, device) for side in ("outputs", "inputs"))
+            left, right = (
+                self._matrix(layer.name, side, length, device)
+                for side, length in (("outputs", layer.outputs), ("inputs", layer.inputs))
+            )
             end = at + min(layer.outputs, low) * min(layer.inputs, low)
             self._blocks[layer.weight.start] = (layer, slice(at, end), left, right)
             at = end
-        self._whole = {}
-        for begin, end in _gaps(taken, num_parameters):
-            self._whole[begin, end] = slice(at, at + end - begin)
-            at += end - begin
-        self.matrix_bytes = sum(
-            matrix.nbytes for _, _, *pair in self._blocks.values() for matrix in pair if matrix is not None
-        )
+        self._rest: dict[tuple[int, int], tuple[slice, Tensor | None]] = {}
+        for begin, end in gaps:
+            matrix = None if self._keeps_rest else self._matrix(str(begin), "rest", end - begin, device)
+            length = end - begin if matrix is None else low
+            self._rest[begin, end] = slice(at, at + length), matrix
+            at += length
+        matrices = [matrix for _, _, *pair in self._blocks.values() for matrix in pair]
+        matrices += [matrix for _, matrix in self._rest.values()]
+        self.matrix_bytes = sum(matrix.nbytes for matrix in matrices if matrix is not None)
         self.row_bytes = max((4 * 2 * layer.positions * (layer.outputs + layer.inputs) for layer in layers), default=0)
 
     @property
     def spec(self) -> dict[str, object]:
         """What identifies the map, for one network."""
-        return {"name": self.name, "width": self.width, "seed": self._seed}
+        rest = {} if self._keeps_rest else {"rest": "projected"}
+        return {"name": self.name, "width": self.width, "seed": self._seed, **rest}
 
     def __call__(self, gradients: Tensor) -> Tensor:
         """What :meth:`take` has added up is projected already."""
@@ -100,21 +110,26 @@ class FactoredProjection:
                 return
             for slot, found in zip((call.weight, call.bias), call.gradients(gradient, len(into)), strict=True):
                 if slot is not None:
-                    into[:, self._place(slot)] += found.reshape(len(into), -1)
+                    self._add_rest(slot, found.reshape(len(into), -1), into)
 
         return add
 
-    def _place(self, slot: slice) -> slice:
-        for (begin, end), place in self._whole.items():
+    def _add_rest(self, slot: slice, found: Tensor, into: Tensor) -> None:
+        """Add the gradients of parameters without two factors."""
+        for (begin, end), (place, matrix) in self._rest.items():
             if begin <= slot.start < end:
-                return slice(place.start + slot.start - begin, place.start + slot.stop - begin)
+                own = slice(slot.start - begin, slot.stop - begin)
+                if matrix is None:
+                    into[:, place.start + own.start : place.start + own.stop] += found
+                else:
+                    into[:, place] += found @ matrix[:, own].to(found).T
+                return
         raise AssertionError(f"{slot} belongs to a layer with two factors")
 
-    def _matrix(self, layer: KroneckerLayer, side: str, device: torch.device) -> Tensor | None:
-        length = layer.outputs if side == "outputs" else layer.inputs
+    def _matrix(self, name: str, side: str, length: int, device: torch.device) -> Tensor | None:
         if length <= self.width:
             return None
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "factored", layer.name, side))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "factored", name, side))
         matrix = torch.randn(self.width, length, generator=generator) * (1 / math.sqrt(self.width))
         return matrix.to(device)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,10 @@ from attribench.gradients.budget import shortage
 from attribench.gradients.factored import FactoredProjection
 from attribench.gradients.feature_set import FeatureSet, Origin
 from attribench.gradients.kronecker import kronecker_layers
-from attribench.gradients.needs import ARTIFACT_BYTES, PIECE, joined
+from attribench.gradients.needs import LIBRARY_BYTES, PIECE, joined, stored_bytes
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import output_function
-from attribench.gradients.per_sample import (
-    Example,
-    num_parameters,
-    summed_gradients,
-)
+from attribench.gradients.per_sample import Example, num_parameters, summed_gradients
 from attribench.gradients.plan import Part, Plan
 from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext, Needs, Queries
@@ -75,6 +73,7 @@ class GradientFeatures:
     def __init__(self, context: AttributionContext, options: FeatureOptions) -> None:
         self._context, self._options = context, options
         self._shared = context.shared_store()
+        self._known: tuple[nn.Module, _Layout] | None = None
 
     def of(self, model: nn.Module, images: ImageSet | Queries) -> FeatureSet:
         """The features of ``images``; chunks that are not in the store are computed.
@@ -119,7 +118,7 @@ class GradientFeatures:
             parts.append(
                 Needs(
                     max((plan.memory(rows) for rows in chunks), default=0),
-                    sum(4 * plan.projection.dim * rows + ARTIFACT_BYTES for rows in chunks),
+                    stored_bytes(plan.projection.dim, sum(chunks), len(chunks)),
                     trial * (sum(missing) + num_queries * terms) + sum(plan.projecting(rows) for rows in chunks),
                 )
             )
@@ -130,18 +129,21 @@ class GradientFeatures:
         return self._plan(model, images).trial(self._context, self._options)
 
     def layout(self, images: ImageSet, checkpoints: bool = False) -> tuple[int, int]:
-        """The length of a feature, and how many images' are stored together."""
-        plan = self._first_plan(images, checkpoints)
-        return plan.projection.dim, max(len(chunk[0].images) for chunk in plan.chunks)
+        """The length of a feature, and how many images' are stored together.
+
+        Raises:
+            AttribenchError: the projection is not for this network.
+        """
+        layout = self._layout(self._first_model(checkpoints), images)
+        return layout.projection.dim, min(layout.size, len(images))
 
     def left_over(self, images: ImageSet, checkpoints: bool = False) -> int:
         """Bytes that stay in use after features were made, see :meth:`attribench.gradients.plan.Plan.left_over`."""
-        plan = self._first_plan(images, checkpoints)
+        plan = self._plan(self._first_model(checkpoints), images)
         return plan.left_over(max(len(chunk[0].images) for chunk in plan.chunks))
 
-    def _first_plan(self, images: ImageSet, checkpoints: bool) -> Plan:
-        context = self._context
-        return self._plan(next(iter(context.checkpoints())) if checkpoints else context.target_model(), images)
+    def _first_model(self, checkpoints: bool) -> nn.Module:
+        return next(iter(self._context.checkpoints())) if checkpoints else self._context.target_model()
 
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
         """Say why the features of ``images`` cannot be had here, or return None: for a method's ``skip_reason``.
@@ -153,18 +155,37 @@ class GradientFeatures:
         if context.models is None:
             return "it needs a trained model, and there is none in this run"
         models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
+        plans: list[Plan] = []
         try:
-            return self._shortage([self._plan(model, images) for model in models])
+            for model in models:
+                if not plans:  # before the store is searched for every chunk, of which there may be as many as images
+                    reason = self._surely_lacking(model, images)
+                    if reason is not None:
+                        return reason
+                plans.append(self._plan(model, images))
+            return self._shortage(plans)
         except AttribenchError as error:
             return str(error)
 
-    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> Plan:
+    def _surely_lacking(self, model: nn.Module, images: ImageSet) -> str | None:
+        """Say that there is no room on the disk even if all gradients in the store are among those asked for."""
+        layout, stages, store = self._layout(model, images), len(self._options.stages), self._shared.store
+        found = store.count(_KIND)
+        rows = max(0, stages * len(images) - layout.size * found)
+        parts = max(0, stages * math.ceil(len(images) / layout.size) - found)
+        return self._lack(num_parameters(model), layout.projection, 0, stored_bytes(layout.projection.dim, rows, parts))
+
+    def _layout(self, model: nn.Module, images: ImageSet | Queries) -> _Layout:
+        if self._known is None or self._known[0] is not model:
+            self._known = model, self._new_layout(model, images)
+        return self._known[1]
+
+    def _new_layout(self, model: nn.Module, images: ImageSet | Queries) -> _Layout:
         device = self._context.device
         length = num_parameters(model)
         projection_seed = derive_seed(self._context.seed, "projection") % 2**31  # trak's kernels take 32 bits
         options, inputs = self._options, self._context.inputs
-        images = inputs.seen(images)
-        example = Example.of(inputs, images)
+        example = Example.of(inputs, inputs.seen(images))
         projection: Projection | FactoredProjection
         if options.projection == "factored":
             layers = kronecker_layers(model, example.shape, device, example.conditions)
@@ -177,7 +198,13 @@ class GradientFeatures:
         budget = _CHUNK_BYTES
         if projection.name not in ("identity", "factored"):
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
-        size = max(1, min(_LARGEST_CHUNK, budget // (4 * length)))
+        return _Layout(example, projection, length, max(1, min(_LARGEST_CHUNK, budget // (4 * length))))
+
+    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> Plan:
+        device, options = self._context.device, self._options
+        images = self._context.inputs.seen(images)
+        layout = self._layout(model, images)
+        projection, length, size = layout.projection, layout.length, layout.size
         common = {
             "code": source_hash(*(ROOT / name for name in DECISIVE)),
             **model_spec(self._context, model),
@@ -193,7 +220,15 @@ class GradientFeatures:
             chunks.append([Part(chunk, terms, {**own, "timesteps_and_draws": terms}) for terms in options.stages])
         missing = [part for chunk in chunks for part in chunk if self._shared.store.find(_KIND, part.spec) is None]
         return Plan(
-            model, example, num_parameters(model), length, projection, chunks, missing, device, options.normalized
+            model,
+            layout.example,
+            num_parameters(model),
+            length,
+            projection,
+            chunks,
+            missing,
+            device,
+            options.normalized,
         )
 
     def _builder(self, plan: Plan, part: Part, task: Task) -> Callable[[Staging], None]:
@@ -230,15 +265,30 @@ class GradientFeatures:
         plans = [plan for plan in plans if plan.missing]
         if not plans:
             return None
-        device = self._context.device
+        memory, disk = max(plan.memory() for plan in plans), sum(plan.disk() for plan in plans)
+        return self._lack(plans[0].num_parameters, plans[0].projection, memory, disk)
+
+    def _lack(
+        self, num_parameters: int, projection: Projection | FactoredProjection, memory: int, disk: int
+    ) -> str | None:
         return shortage(
-            f"Computing gradients of {plans[0].num_parameters:,} parameters",
-            max(plan.memory() for plan in plans) * 9 // 8,
-            device,
-            sum(plan.disk() for plan in plans),
+            f"Computing gradients of {num_parameters:,} parameters",
+            memory + LIBRARY_BYTES,
+            self._context.device,
+            disk,
             self._shared.store.root,
-            "A smaller --method.proj_dim needs less." if plans[0].projection.name != "identity" else "",
+            "A smaller --method.proj_dim needs less." if projection.name != "identity" else "",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """How one model's gradients are projected, and in chunks of how many images they are kept."""
+
+    example: Example
+    projection: Projection | FactoredProjection
+    length: int  # of what is added up for an image: a gradient, or a factored one
+    size: int
 
 
 def model_spec(context: AttributionContext, model: nn.Module) -> Spec:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from attribench.computing.cost import measure
+from attribench.computing.precision import float64_device
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
+from attribench.errors import AttribenchError
+from attribench.gradients.budget import shortage
 from attribench.gradients.features import model_spec
+from attribench.gradients.needs import ARTIFACT_BYTES, LIBRARY_BYTES
 from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import (
     Example,
@@ -18,9 +22,12 @@ from attribench.gradients.per_sample import (
     batch_size,
     layerwise_bytes,
     num_parameters,
+    own_bytes,
+    pass_size,
+    row_bytes,
     summed_gradients,
 )
-from attribench.method import AttributionContext
+from attribench.method import AttributionContext, Needs
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
 
@@ -30,7 +37,7 @@ _KIND = "fisher"
 _DECISIVE = (
     "gradients/fisher.py", "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py",
     "gradients/per_sample.py", "diffusion/inputs.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Images whose squares are stored together; a killed computation loses one such part at most.
@@ -50,18 +57,17 @@ def diagonal_fisher(context: AttributionContext, model: nn.Module, terms: Sequen
 
     Returns:
         float64 ``(num_parameters,)`` on the CPU, in the order of ``named_parameters()``, at least 0.
+
+    Raises:
+        AttribenchError: it does not fit into memory or on the disk; nothing has been computed then.
     """
-    shared, train = context.shared_store(), context.inputs.seen(context.train)
-    common: Spec = {
-        "code": source_hash(*(ROOT / name for name in _DECISIVE)),
-        **model_spec(context, model),
-        "seed": context.seed,
-        "timesteps_and_draws": list(terms),
-    }
+    shared, train = context.shared_store(), context.train
+    reason = fisher_refusal(context, model, terms)
+    if reason is not None:
+        raise AttribenchError(reason)
     total = torch.zeros(num_parameters(model), dtype=torch.float64)
     with context.progress.task(f"Fisher information of {len(train)} images", len(train) * len(terms)) as task:
-        for begin in range(0, len(train), _IMAGES_PER_PART):
-            part = train[begin : begin + _IMAGES_PER_PART]
+        for part, spec in _parts(context, model, terms):
 
             def build(staging: Staging, part: ImageSet = part) -> None:
                 with measure(context.device) as cost:
@@ -69,9 +75,54 @@ def diagonal_fisher(context: AttributionContext, model: nn.Module, terms: Sequen
                 staging.save_tensors("squares", {"squares": squares})
                 staging.note(peak_bytes=cost.peak_bytes)
 
-            artifact = shared.get_or_create(_KIND, {**common, "images": part.content_hash}, build)
-            total += artifact.load_tensors("squares")["squares"]
+            total += shared.get_or_create(_KIND, spec, build).load_tensors("squares")["squares"]
     return total / (len(train) * len(terms))
+
+
+def fisher_refusal(context: AttributionContext, model: nn.Module, terms: Sequence[Term]) -> str | None:
+    """Say why :func:`diagonal_fisher` cannot be had here, or return None: for a method's ``skip_reason``."""
+    needs = fisher_needs(context, model, terms, 0.0)
+    if not needs.disk:
+        return None
+    what = f"The diagonal Fisher information of {num_parameters(model):,} parameters"
+    return shortage(what, needs.memory + LIBRARY_BYTES, context.device, needs.disk, context.shared_store().store.root)
+
+
+def fisher_needs(context: AttributionContext, model: nn.Module, terms: Sequence[Term], pass_seconds: float) -> Needs:
+    """What :func:`diagonal_fisher` takes; nothing where it is in the store.
+
+    Args:
+        pass_seconds: time of the gradient of one image at one timestep and draw.
+    """
+    store, device, length = context.shared_store().store, context.device, num_parameters(model)
+    missing = [part for part, spec in _parts(context, model, terms) if store.find(_KIND, spec) is None]
+    if not missing:
+        return Needs(0, 0, 0.0)
+    example = Example.of(context.inputs, missing[0])
+    layerwise = layerwise_bytes(model, example.shape, device, example.conditions)
+    samples = min(batch_size(length, device), max(map(len, missing)))
+    if layerwise is None:
+        passes = samples * row_bytes(model, example.shape, device, example.conditions)
+    else:
+        passes = layerwise * min(samples, pass_size(layerwise, device))
+    # The weights, a batch's gradients and what they are made from; in float64, the sums of a part and of all.
+    memory = 4 * length + own_bytes(length) * samples + 2 * 8 * length + passes
+    disk = len(missing) * (8 * length + ARTIFACT_BYTES)
+    return Needs(memory, disk, pass_seconds * sum(map(len, missing)) * len(terms))
+
+
+def _parts(context: AttributionContext, model: nn.Module, terms: Sequence[Term]) -> Iterator[tuple[ImageSet, Spec]]:
+    """What is stored by itself: some images each, and what identifies their squares."""
+    train = context.inputs.seen(context.train)
+    common: Spec = {
+        "code": source_hash(*(ROOT / name for name in _DECISIVE)),
+        **model_spec(context, model),
+        "seed": context.seed,
+        "timesteps_and_draws": list(terms),
+    }
+    for begin in range(0, len(train), _IMAGES_PER_PART):
+        part = train[begin : begin + _IMAGES_PER_PART]
+        yield part, {**common, "images": part.content_hash}
 
 
 def _squares(
@@ -83,9 +134,10 @@ def _squares(
 ) -> Tensor:
     """The squares summed over images and terms: float64 ``(num_parameters,)``."""
     example = Example.of(context.inputs, images)
-    row_bytes = layerwise_bytes(model, example.shape, context.device, example.conditions)
+    layerwise = layerwise_bytes(model, example.shape, context.device, example.conditions)
     samples = batch_size(num_parameters(model), context.device)
-    total = torch.zeros(num_parameters(model), dtype=torch.float64, device=context.device)
+    device = float64_device(context.device)
+    total = torch.zeros(num_parameters(model), dtype=torch.float64, device=device)
     for begin in range(0, len(images), samples):
         some = images[begin : begin + samples]
         for term in terms:
@@ -98,9 +150,9 @@ def _squares(
                 derive_seed(context.seed, "gradients"),
                 context.schedule,
                 context.device,
-                row_bytes,
+                layerwise,
                 report,
                 conditions=context.inputs.conditions(some),
             )
-            total += gradients.square_().sum(0, dtype=torch.float64)
+            total += gradients.square_().to(device).sum(0, dtype=torch.float64)
     return total.cpu()

@@ -73,7 +73,7 @@ def kronecker_layers(
     """All linear layers and 2-d convolutions of a network, or None where gradients cannot be taken layer by layer.
 
     Left out are norms, embeddings, convolutions in groups, and a weight that is used with several biases, or a bias with
-    several weights. Found out by taking the gradient of one blank image.
+    several weights. Found out by taking the gradient of blank images.
 
     Args:
         image_shape: (C, H, W).

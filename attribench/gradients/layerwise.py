@@ -20,6 +20,8 @@ from torch.func import functional_call
 from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
+from attribench.errors import AttribenchError
+
 #: Of a layer's arguments by name, the gradient of its output ``(T · N, …)`` and N: the gradients of weight and bias,
 #: ``(N, …)`` each. Rows come timestep by timestep, the N samples in one order within each.
 _Rule = Callable[[Mapping[str, Any], Tensor, int], tuple[Tensor, Tensor]]
@@ -159,11 +161,30 @@ class LayerwiseGradients:
 
         Args:
             take: called once a call of a layer, the last layer first, without building a graph.
+
+        Raises:
+            AttribenchError: a gradient was missed: what a network does with its parameters depends on what it is given.
         """
+        if not self.probe(noisy, timesteps, output, take, conditions):
+            raise AttribenchError(
+                "The network used a parameter in another way than for the blank images it was looked at with, so that its "
+                "gradients cannot be taken layer by layer."
+            )
+
+    def probe(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        output: Callable[[Tensor], Tensor],
+        take: Take,
+        conditions: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> bool:
+        """Do as :meth:`visit`, and return whether no gradient was missed; see :attr:`complete`."""
         with torch.enable_grad():
             with _Watch(self._slots, len(noisy), take):
                 predicted = functional_call(self._network, self._state, (noisy, timesteps), dict(conditions)).sample
             output(predicted).backward()  # type: ignore[no-untyped-call]
+        return self.complete
 
 
 def whole(into: Tensor) -> Take:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.common_noise import CommonNoiseLosses, NoiseOwner, Weights, check_owner
-from attribench.gradients.needs import ARTIFACT_BYTES, total
+from attribench.gradients.needs import total
 from attribench.gradients.options import equidistant
-from attribench.gradients.per_sample import Term, num_parameters
+from attribench.gradients.per_sample import Term
 from attribench.method import Access, AttributionContext, AttributionMethod, Needs, Queries
+from attribench.store.artifacts import Spec
 from attribench.store.code import method_hash
 
 _NAMES = ("num_timesteps", "noise_draws")
@@ -37,6 +38,10 @@ class LossChangeMethod(AttributionMethod):
     """
 
     access = Access.MODEL
+    #: Copies of the parameters that :meth:`changed` holds at a time, about, its result included.
+    copies: ClassVar[int]
+    #: Why the weights may not move for a query, and what to do about it.
+    still: ClassVar[str]
 
     def __init__(self, terms: Sequence[Term], noise: NoiseOwner) -> None:
         self._terms = list(terms)
@@ -62,16 +67,16 @@ class LossChangeMethod(AttributionMethod):
         """Scores ``(num_train,)`` from losses ``(num_terms, num_train)``, both float64; higher = stronger proponent."""
 
     def skip_reason(self, context: AttributionContext) -> str | None:
-        """Refuse where there is no model."""
-        return "it needs a trained model, and there is none in this run" if context.models is None else None
+        """Refuse where there is no model, or no room for a query's losses."""
+        if context.models is None:
+            return "it needs a trained model, and there is none in this run"
+        return CommonNoiseLosses(context, context.target_model(), self._terms, self._noise).refusal(self.copies)
 
     def needs(self, context: AttributionContext, num_queries: int) -> Needs:
         """Of noise that is kept, passes, and several sets of weights; time of the train images' losses, once a query."""
-        model = context.target_model()
-        losses = CommonNoiseLosses(context, model, self._terms, self._noise)
-        passes, trial = losses.passes * (1 + num_queries), losses.trial()
-        memory = losses.memory() + 6 * 8 * num_parameters(model)
-        return total(Needs(memory, 4 * passes + ARTIFACT_BYTES * num_queries, passes * trial))
+        losses, times = CommonNoiseLosses(context, context.target_model(), self._terms, self._noise), 1 + num_queries
+        seconds = losses.passes * times * losses.trial()
+        return total(Needs(losses.memory(self.copies), losses.stored_bytes * times, seconds))
 
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses at the target model."""
@@ -80,27 +85,47 @@ class LossChangeMethod(AttributionMethod):
         self._before = self._losses.at_target().double()
 
     def attribute(self, queries: Queries) -> Tensor:
-        """Return float64 scores ``(num_queries, num_train)``."""
+        """Return float64 scores ``(num_queries, num_train)``; all 0, with a message, for a query that moves nothing.
+
+        Raises:
+            AttribenchError: the losses do not fit into memory or on the disk.
+        """
         if self._model is None:
             raise AttribenchError(f"{type(self).__name__} is not prepared: call start(method, context) first.")
+        some = [queries[number : number + 1] for number in range(len(queries))]
+        changes = [self._change(query) for query in some]
+        reason = self._losses.refusal(self.copies, changes)
+        if reason is not None:
+            raise AttribenchError(reason)
+        unmoved = 0
         scores = torch.empty(len(queries), self._before.shape[1], dtype=torch.float64)
         title = f"losses of {self._before.shape[1]} train images, once a query"
         with self.context.progress.task(title, len(queries)) as task:
-            for number in range(len(queries)):
-                scores[number] = self.compare(self._before, self._after(self._model, queries[number : number + 1]))
+            for number, (query, change) in enumerate(zip(some, changes, strict=True)):
+                after = self._after(self._model, query, change)
+                scores[number] = self.compare(self._before, after)
+                unmoved += int(torch.equal(after, self._before))
                 task.advance()
+        if unmoved:
+            self.context.progress.message(
+                f"{type(self).__name__}: {unmoved} of {len(queries)} queries ({queries.name}) did not move the weights, and "
+                f"score 0 with every train image: {self.still}."
+            )
         return scores
 
-    def _after(self, model: nn.Module, query: Queries) -> Tensor:
+    def _after(self, model: nn.Module, query: Queries, change: Spec) -> Tensor:
+        weights = {name: value.detach() for name, value in model.named_parameters()}
         seen = self.context.inputs.seen(query)
-        change = {
+        return self._losses.at(change, lambda: self.changed(model, weights, seen)).double()
+
+    def _change(self, query: Queries) -> Spec:
+        """What the weights that are changed for a query are known by."""
+        return {
             "method": f"{type(self).__module__}.{type(self).__qualname__}",
             "code": method_hash(type(self)),
             "options": dict(self.options()),
-            "query": seen.content_hash,
+            "query": self.context.inputs.seen(query).content_hash,
         }
-        weights = {name: value.detach() for name, value in model.named_parameters()}
-        return self._losses.at(change, lambda: self.changed(model, weights, seen)).double()
 
 
 def evenly_spaced(num_timesteps: int, noise_draws: int, names: tuple[str, str] = _NAMES) -> list[Term]:

@@ -25,7 +25,7 @@ from attribench.gradients.needs import (
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import ProjectionName
-from attribench.gradients.ridge import Ridge, check_regularization
+from attribench.gradients.ridge import Ridge, check_regularization, kernel_refusal
 from attribench.gradients.search import NUM_TIMESTEPS, search_ridge
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
 
@@ -74,8 +74,13 @@ class KernelMethod(AttributionMethod):
         return search_ridge(evaluate, options, cls.outputs)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
-        """Refuse when the gradients do not fit into memory or on the disk."""
-        return GradientFeatures(context, self._options).refusal(context.train)
+        """Refuse when the gradients do not fit into memory or on the disk, or their kernel into memory."""
+        features = GradientFeatures(context, self._options)
+        reason = features.refusal(context.train)
+        if reason is not None:
+            return reason
+        dimensions, _ = features.layout(context.train)
+        return kernel_refusal(len(context.train), dimensions, context.device)
 
     def needs(self, context: AttributionContext, num_queries: int) -> Needs:
         """Of gradients, of the kernel, and of the scores."""
@@ -105,8 +110,11 @@ class KernelMethod(AttributionMethod):
         """Return float64 scores ``(num_queries, num_train)``."""
         if self._ridge is None:
             raise AttribenchError(f"{type(self).__name__} is not prepared: call start(method, context) first.")
-        features = GradientFeatures(self.context, self._options).of(self.context.target_model(), queries)
-        return self.rescale(self._ridge.scores(features), self._ridge)
+        return self.rescale(self._ridge.scores(self.query_features(queries)), self._ridge)
+
+    def query_features(self, queries: Queries) -> FeatureSet:
+        """φ(x) of the queries: made like those of the train images, unless overridden."""
+        return GradientFeatures(self.context, self._options).of(self.context.target_model(), queries)
 
     def rescale(self, scores: Tensor, ridge: Ridge) -> Tensor:
         """What a method makes of the kernel's scores ``(num_queries, num_train)``; as they are, unless overridden."""

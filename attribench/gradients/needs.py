@@ -24,6 +24,12 @@ LIBRARY_BYTES = 150 * 2**20
 #: Specification, manifest and the header of a payload.
 ARTIFACT_BYTES = 4096
 
+
+def stored_bytes(dimensions: int, rows: int, parts: int) -> int:
+    """Bytes of so many rows of features in so many parts."""
+    return 4 * dimensions * rows + ARTIFACT_BYTES * parts
+
+
 #: Multiplications and additions in a second: of a core, and of a GPU.
 _FLOPS = {"cpu": 2.5e10, "cuda": 1e12}
 #: Normal random numbers that are drawn in a second.

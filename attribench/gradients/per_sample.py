@@ -34,6 +34,10 @@ _LARGEST_PASS = 640
 _PASS_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 
+#: Images that a network is looked at with.
+_BLANKS = 2
+
+
 def batch_size(num_parameters: int, device: torch.device) -> int:
     """Samples whose gradients are taken together: bounded by memory alone, so the same in every run."""
     budget = _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"])
@@ -84,7 +88,9 @@ def blank_gradients(
     take: Take,
     conditions: Conditions = NO_CONDITIONS,
 ) -> bool:
-    """Take the gradient of the sum of the predictions for one blank image, layer by layer.
+    """Take the gradient of the sum of the predictions for blank images, layer by layer.
+
+    Two of them: with one, a layer that is given the same single row for all images looks like one with a row an image.
 
     Args:
         image_shape: (C, H, W).
@@ -95,35 +101,44 @@ def blank_gradients(
         Whether layer by layer is all there is to it; see :attr:`LayerwiseGradients.complete`.
     """
     gradients = gradients_of(network, device)
-    blank = torch.zeros(1, *image_shape, device=device, dtype=_dtype(network))
-    steps = torch.zeros(1, dtype=torch.long, device=device)
+    blank = torch.zeros(_BLANKS, *image_shape, device=device, dtype=_dtype(network))
+    steps = torch.zeros(_BLANKS, dtype=torch.long, device=device)
+    told = told_rows(conditions, slice(0, 1), _BLANKS, blank)
     with sdpa_kernel(SDPBackend.MATH):
-        gradients.visit(
-            blank, steps, lambda predicted: predicted.sum(), take, told_rows(conditions, slice(0, 1), 1, blank)
-        )
-    return gradients.complete
+        return gradients.probe(blank, steps, lambda predicted: predicted.sum(), take, told)
 
 
 def layerwise_bytes(
     network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
 ) -> int | None:
-    """Bytes that a row holds between forward and backward pass, or None where layer by layer does not work.
-
-    Found out by taking the gradient of one blank image.
-
-    Args:
-        image_shape: (C, H, W).
-        conditions: what the network is told of one image.
-    """
+    """What :func:`row_bytes` says, or None where layer by layer does not work."""
     held, complete = held_bytes(network, image_shape, device, conditions)
+    return _with_layers(held) if complete else None
+
+
+def row_bytes(
+    network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
+) -> int:
+    """Bytes that a row takes between forward and backward pass, and while that goes."""
+    return _with_layers(held_bytes(network, image_shape, device, conditions)[0])
+
+
+def _with_layers(held: int) -> int:
     # The same again for what the layers themselves hold, their inputs, and for gradients on their way.
-    return 2 * held if complete else None
+    return 2 * held
 
 
 def held_bytes(
     network: nn.Module, image_shape: Sequence[int], device: torch.device, conditions: Conditions = NO_CONDITIONS
 ) -> tuple[int, bool]:
-    """Bytes that the graph of one row holds for its backward pass, and whether layer by layer is all there is to it."""
+    """Bytes that the graph of one row holds for its backward pass, and whether gradients can be taken layer by layer.
+
+    Found out by taking the gradient of blank images.
+
+    Args:
+        image_shape: (C, H, W).
+        conditions: what the network is told of one image.
+    """
     held: dict[int, int] = {}
 
     def note(value: Tensor) -> Tensor:
@@ -134,7 +149,7 @@ def held_bytes(
     weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
     with saved_tensors_hooks(note, lambda value: value):
         complete = blank_gradients(network, image_shape, device, lambda layer, gradient: None, conditions)
-    return sum(size for pointer, size in held.items() if pointer not in weights), complete
+    return sum(size for pointer, size in held.items() if pointer not in weights) // _BLANKS, complete
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import nn
 
 from attribench.data import ImageSet
 from attribench.gradients.factored import FactoredProjection
-from attribench.gradients.needs import ARTIFACT_BYTES, draws_seconds, products_seconds
+from attribench.gradients.needs import draws_seconds, products_seconds, stored_bytes
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import Example, Term, held_bytes, own_bytes, rows_together, summed_gradients
@@ -134,4 +134,4 @@ class Plan:
 
     def disk(self) -> int:
         """Bytes that the missing parts will take."""
-        return sum(4 * self.projection.dim * len(part.images) + ARTIFACT_BYTES for part in self.missing)
+        return stored_bytes(self.projection.dim, sum(len(part.images) for part in self.missing), len(self.missing))

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.budget import shortage
 from attribench.gradients.feature_set import FeatureSet
@@ -32,7 +33,7 @@ class Ridge:
     Args:
         train: features of the train images.
         regularization: positive.
-        device: where to compute; Apple's GPUs have no float64, so the CPU takes their place.
+        device: where to compute; where it has no float64, on the CPU.
 
     Attributes:
         lam: λ.
@@ -46,12 +47,9 @@ class Ridge:
     def __init__(self, train: FeatureSet, regularization: float, device: torch.device) -> None:
         check_regularization(regularization)
         self._train = train
-        self._device = torch.device("cpu") if device.type == "mps" else device
+        self._device = float64_device(device)
         self.dual = train.num_samples <= train.dimensions
-        size = min(train.num_samples, train.dimensions)
-        reason = shortage(
-            f"A kernel of {size} × {size} entries", 3 * 8 * size**2, self._device, remedy="Use fewer train images."
-        )
+        reason = kernel_refusal(train.num_samples, train.dimensions, device)
         if reason is not None:
             raise AttribenchError(reason)
         self._kernel = inner_products(train, train, self._device) if self.dual else self._primal_kernel()
@@ -113,6 +111,13 @@ class Ridge:
 
     def _float64(self, block: Tensor) -> Tensor:
         return block.to(self._device, torch.float64)
+
+
+def kernel_refusal(num_train: int, dimensions: int, device: torch.device) -> str | None:
+    """Say why the kernel of so many train features does not fit into memory, or return None."""
+    size = min(num_train, dimensions)
+    what, memory = f"A kernel of {size} × {size} entries", 3 * 8 * size**2
+    return shortage(what, memory, float64_device(device), remedy="Use fewer train images.")
 
 
 def check_regularization(regularization: float) -> None:

@@ -18,7 +18,7 @@ NUM_TIMESTEPS = (10, 100)
 
 
 def search_ridge(evaluate: Evaluate, options: Mapping[str, Any], outputs: Sequence[str] = ()) -> dict[str, Any]:
-    """Choose the output f and λ together at the configured number of timesteps, then that number.
+    """Choose the output f and λ together at the configured number of timesteps, then that number, then λ at it.
 
     Args:
         outputs: outputs f to try; none leaves f as it is.
@@ -29,7 +29,7 @@ def search_ridge(evaluate: Evaluate, options: Mapping[str, Any], outputs: Sequen
 def search_number(
     evaluate: Evaluate, options: Mapping[str, Any], name: str, values: Sequence[float], outputs: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Choose an option, and the output f with it, at the configured number of timesteps, then that number.
+    """Choose an option, and the output f with it, at the configured number of timesteps; then that number; then it anew.
 
     The gradients of an output and number of timesteps are computed once, whatever is tried on them.
 
@@ -41,7 +41,10 @@ def search_number(
     candidates = [{**({"f": output} if output else {}), name: value} for output in outputs or ("",) for value in values]
     best = max(candidates, key=evaluate)
     numbers = dict.fromkeys((options["num_timesteps"], *NUM_TIMESTEPS))
-    return max(({**best, "num_timesteps": number} for number in numbers), key=evaluate)
+    best = max(({**best, "num_timesteps": number} for number in numbers), key=evaluate)
+    if best["num_timesteps"] == options["num_timesteps"]:
+        return best
+    return max(({**best, name: value} for value in dict.fromkeys((best[name], *values))), key=evaluate)
 
 
 def check_damping(damping: float) -> None:

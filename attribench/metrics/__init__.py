@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from attribench.metrics.resampling import lds_interval as lds_interval
     from attribench.metrics.resampling import published_bootstrap as published_bootstrap
     from attribench.metrics.resampling import standard_error as standard_error
+    from attribench.metrics.variance import Attributability as Attributability
+    from attribench.metrics.variance import attributability as attributability
 
 # Resolved on first use, so that the functions do not wait for torchmetrics.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -52,5 +54,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "lds_metric": ["LinearDatamodelingScore"],
         "resampling": ["Interval", "lds_interval", "published_bootstrap", "standard_error"],
+        "variance": ["Attributability", "attributability"],
     },
 )

@@ -11,6 +11,9 @@ from attribench.computing.seeding import derive_seed
 from attribench.errors import DataError
 from attribench.metrics.resampling import Interval
 
+#: SSIM's windows need so many pixels a side, and the usual ones so many.
+SMALLEST_SIDE, _USUAL_SIDE = 5, 16
+
 
 def pixel_distance(originals: Tensor, regenerated: Tensor) -> Tensor:
     """Euclidean distance of all pixels and channels, in [0, 1].
@@ -28,6 +31,42 @@ def pixel_distance(originals: Tensor, regenerated: Tensor) -> Tensor:
     _check(originals, regenerated)
     difference = (originals[:, None].double() - regenerated.double()) / 255.0
     return difference.flatten(2).square().sum(dim=2).sqrt()
+
+
+def structural_similarity(originals: Tensor, regenerated: Tensor) -> Tensor:
+    """SSIM (Wang, Bovik, Sheikh and Simoncelli, IEEE Transactions on Image Processing 13, 2004), by torchmetrics.
+
+    Windows are Gaussian, of 11×11 pixels and deviation 1.5 as published; in images of fewer than 16 pixels a side, which
+    those would hardly fit into, of 5×5 and 0.5.
+
+    Args:
+        originals: uint8 ``(num_queries, C, H, W)``.
+        regenerated: uint8 ``(num_queries, num_seeds, C, H, W)``.
+
+    Returns:
+        float64 ``(num_queries, num_seeds)`` in [-1, 1]; 1 for equal images.
+
+    Raises:
+        DataError: shapes that do not fit together, or images of fewer than 5 pixels a side.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check(originals, regenerated)
+    side = min(originals.shape[-2:])
+    if side < SMALLEST_SIDE:
+        raise DataError(f"SSIM needs images of {SMALLEST_SIDE} pixels a side at least; these have {side}.")
+    wide = originals[:, None].expand_as(regenerated).flatten(0, 1)
+    edge, deviation = (5, 1.5) if side >= _USUAL_SIDE else (2, 0.5)
+    _, everywhere = structural_similarity_index_measure(
+        regenerated.flatten(0, 1).double() / 255.0,
+        wide.double() / 255.0,
+        sigma=deviation,
+        data_range=1.0,
+        reduction="none",
+        return_full_image=True,
+    )
+    # As published, of windows within the image; versions of torchmetrics differ in whether they leave out the others.
+    return everywhere[..., edge:-edge, edge:-edge].flatten(1).mean(dim=1).reshape(regenerated.shape[:2])
 
 
 def embedding_cosine(originals: Tensor, regenerated: Tensor) -> Tensor:

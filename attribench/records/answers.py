@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attribench.data import ImageSet
 from attribench.method import SpatialEvidence
+from attribench.records.judgement import Judgement
 from attribench.store.files import atomic_write
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Attributed:
         model: the model that was looked at, in a line; empty if none was.
         skipped: pictures left out, with the reason, of both folders.
         others: files that are no pictures, of both folders.
+        judgement: what stands out from decoys, if there were any.
     """
 
     method: str
@@ -90,6 +92,7 @@ class Attributed:
     model: str = ""
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,10 @@ class Ranking:
 
 
 def score_table(result: Attributed) -> pd.DataFrame:
-    """A table with columns ``query``, ``train``, ``rank`` from 1, ``score``."""
+    """A table with columns ``query``, ``train``, ``rank`` from 1, ``score``.
+
+    With decoys also ``p_value``, ``adjusted`` (by Benjamini and Hochberg over the train images) and ``stands_out``.
+    """
     import pandas as pd
 
     rows = [
@@ -117,7 +123,14 @@ def score_table(result: Attributed) -> pd.DataFrame:
         for rank, (index, score) in enumerate(zip(ranking.indices, ranking.scores, strict=True), start=1)
     ]
     table = pd.DataFrame(rows, columns=["query", "train", "rank", "score"])
-    return table.astype({"rank": "int64", "score": "float64"})
+    table = table.astype({"rank": "int64", "score": "float64"})
+    if result.judgement is not None:
+        places = [(query, index) for query, ranking in enumerate(result.rankings) for index in ranking.indices]
+        rows_of, columns_of = zip(*places, strict=True)
+        table["p_value"] = result.judgement.p_values[list(rows_of), list(columns_of)].numpy()
+        table["adjusted"] = result.judgement.adjusted[list(rows_of), list(columns_of)].numpy()
+        table["stands_out"] = table["adjusted"] <= result.judgement.rate
+    return table
 
 
 def save_scores(result: Attributed, path: Path) -> None:

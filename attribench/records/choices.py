@@ -28,7 +28,8 @@ class Choice(BaseModel):
     Attributes:
         method: the configuration that was tuned.
         protocol: which data was looked at.
-        query_ids: the validation queries the LDS was measured on.
+        query_set: the query set the LDS was measured on: generated queries only where validation queries have no scores.
+        query_ids: which of its queries.
         subsets: the subsets, by number.
         trials: all that was tried, in order.
     """
@@ -43,6 +44,7 @@ class Choice(BaseModel):
     setting_hash: str
     options: dict[str, Any]
     lds: float
+    query_set: str = "validation"
     query_ids: list[str]
     subsets: list[int]
     trials: list[Trial]
@@ -52,7 +54,7 @@ class Choice(BaseModel):
     def tuned_on(self) -> str:
         """For tables."""
         part = "all" if self.protocol == "standard" else "a half"
-        return f"validation queries ({part}: {len(self.query_ids)}) and subsets ({part}: {len(self.subsets)})"
+        return f"{self.query_set} queries ({part}: {len(self.query_ids)}) and subsets ({part}: {len(self.subsets)})"
 
 
 def choice_path(dataset: str, preset: str, method: str, protocol: str, setting_hash: str = "") -> Path:

@@ -113,6 +113,16 @@ class MethodRecord(RecordFile):
         """What a record must share with the one before it to take its place."""
         return plain([self.dataset, self.method, self.method_class, self.options])
 
+    @property
+    def truths(self) -> dict[str, str]:
+        """The hash of each query set's ground truth, as far as it is known."""
+        return {}
+
+    def same_truth(self, other: MethodRecord) -> bool:
+        """Whether both rest on one ground truth, on every query set for which both know theirs."""
+        common = self.truths.keys() & other.truths.keys()
+        return all(self.truths[name] == other.truths[name] for name in common)
+
 
 def safe(text: str) -> str:
     """``text`` as part of a file's name; with a hash of it where something had to be replaced or cut off."""
@@ -154,7 +164,7 @@ def save_file(
             same = before.model_dump(exclude={"created"}) == record.model_dump(exclude={"created"})
             if same and load_attachment(before, results) is not None:
                 return before, path
-        if before is None or before.identity != record.identity:
+        if before is None or before.identity != record.identity or not before.same_truth(record):
             truth = (before.ground_truth or "models retrained here") if before else ""
             what = f"of {before.method_class}, {before.options}, ground truth: {truth}" if before else "not readable"
             progress.message(f"{path} was {what}; it is kept as {_set_aside(path)}.")

@@ -126,6 +126,8 @@ class CostRecord(Frozen):
         peak_bytes: most memory above the start of the phase, of both phases.
         stored_bytes: kept on disk by the method.
         compile_seconds: compilation, once a machine; no part of the other figures.
+        others_share: how much of the machine's CPUs other processes took meanwhile, in [0, 1]: the times are longer for it.
+            None: not known.
     """
 
     prepare_seconds: float
@@ -133,6 +135,7 @@ class CostRecord(Frozen):
     peak_bytes: int
     stored_bytes: int
     compile_seconds: float = 0.0
+    others_share: float | None = None
 
 
 class Record(MethodRecord):
@@ -145,11 +148,13 @@ class Record(MethodRecord):
     Attributes:
         protocol: ``strict`` if the numbers are of the halves nothing was chosen on.
         results: by query set.
+        undefined: why the method is not defined on a query set, by its name; the set is then not among the results.
         cost: None where it is not known: scores computed elsewhere.
     """
 
     protocol: Literal["standard", "strict"] = "standard"
     results: dict[str, QuerySetResult]
+    undefined: dict[str, str] = Field(default_factory=dict)
     cost: CostRecord | None
 
     @property
@@ -159,8 +164,11 @@ class Record(MethodRecord):
 
     @property
     def identity(self) -> object:
-        truths = {name: result.ground_truth_hash for name, result in sorted(self.results.items())}
-        return [super().identity, self.protocol, truths]
+        return [super().identity, self.protocol, dict(sorted(self.truths.items()))]
+
+    @property
+    def truths(self) -> dict[str, str]:
+        return {name: result.ground_truth_hash for name, result in self.results.items()}
 
 
 def row_name(name: str, changed: dict[str, Any]) -> str:

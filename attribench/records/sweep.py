@@ -36,12 +36,17 @@ class SweepRecord(MethodRecord):
         series_option: the option that tells the curves apart; empty if there is none.
         points: in the order they were asked for.
         num_queries: of each query set; empty in records of an earlier version.
+        ground_truth_hashes: of each query set's ground truth; empty in records of an earlier version, which then belong with
+            all of the same data and settings.
+        undefined: why the method is not defined on a query set, by its name; no point then has a result on it.
     """
 
     vary: str
     series_option: str = ""
     points: list[Point]
     num_queries: dict[str, int] = Field(default_factory=dict)
+    ground_truth_hashes: dict[str, str] = Field(default_factory=dict)
+    undefined: dict[str, str] = Field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -52,6 +57,10 @@ class SweepRecord(MethodRecord):
     def identity(self) -> object:
         values = [[point.value, point.series] for point in self.points]
         return [super().identity, self.vary, self.series_option, values]
+
+    @property
+    def truths(self) -> dict[str, str]:
+        return self.ground_truth_hashes
 
 
 def load_sweeps(results: Path, datasets: Iterable[str] | None = None) -> list[SweepRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attribench.metrics.comparison import PairedComparison, compare_lds, tied_with_best
+from attribench.records.attributability import AttributabilityResult, load_attributability
 from attribench.records.files import load_attachment
 from attribench.records.lds import CeilingRecord, Record
 from attribench.settings import QUERY_SETS
@@ -23,10 +24,12 @@ class Board:
     Attributes:
         records: one a method, the best first; a method without one of its cells has no row mean, and goes last.
         attachments: of each method; empty where none is at hand.
+        attributability: of each query set's ground truth, by query set; without those it was not measured of.
     """
 
     records: list[Record]
     attachments: Mapping[str, Mapping[str, Tensor]]
+    attributability: Mapping[str, AttributabilityResult] = field(default_factory=dict)
 
     @property
     def first(self) -> Record:
@@ -102,35 +105,38 @@ def boards(records: Sequence[Record], results: Path | None = None) -> list[Board
 
     Args:
         records: any.
-        results: the folder they are filed in; without it methods are not tested against each other.
+        results: the folder they are filed in; without it methods are not tested against each other, and attributability is not
+            looked up.
 
     Raises:
-        RecordError: an attachment is damaged.
+        RecordError: an attachment, or a record of attributability, is damaged.
     """
     groups: dict[tuple[str, str, str, str], list[list[Record]]] = {}
     for record in records:
         settings = groups.setdefault((record.dataset, record.preset, record.protocol, record.setting_hash), [])
-        group = next((group for group in settings if all(_same_truth(record, other) for other in group)), None)
+        group = next((group for group in settings if all(record.same_truth(other) for other in group)), None)
         if group is None:
             settings.append([record])
         else:
             group.append(record)
-    return [_board(group, results) for settings in groups.values() for group in settings]
+    measured = _measured(results, {record.dataset for record in records})
+    return [_board(group, results, measured) for settings in groups.values() for group in settings]
 
 
-def _same_truth(first: Record, second: Record) -> bool:
-    """Whether two records rest on one ground truth, on every query set that both have."""
-    common = first.results.keys() & second.results.keys()
-    return all(first.results[name].ground_truth_hash == second.results[name].ground_truth_hash for name in common)
+def _measured(results: Path | None, datasets: set[str]) -> dict[str, AttributabilityResult]:
+    """What is known of attributability, by the hash of the ground truth it is of."""
+    found = [] if results is None else load_attributability(results, datasets)
+    return {result.ground_truth_hash: result for one in found for point in one.points for result in point.results}
 
 
-def _board(records: list[Record], results: Path | None) -> Board:
+def _board(records: list[Record], results: Path | None, measured: Mapping[str, AttributabilityResult]) -> Board:
     query_sets = query_sets_of(records)  # what all of them lack keeps none from its place
     ordered = sorted(records, key=lambda record: -row_mean(record, query_sets))
     attachments = (
         {} if results is None else {record.method: load_attachment(record, results) or {} for record in records}
     )
-    return Board(ordered, attachments)
+    truths = {name: result.ground_truth_hash for record in records for name, result in record.results.items()}
+    return Board(ordered, attachments, {name: measured[truth] for name, truth in truths.items() if truth in measured})
 
 
 def query_sets_of(records: Sequence[Record]) -> tuple[str, ...]:

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from attribench.errors import AttribenchError
+from attribench.records.attributability import AttributabilityRecord, load_attributability
 from attribench.records.counterfactual import CounterfactualRecord, groups, load_counterfactuals
 from attribench.records.files import MethodRecord, load_attachment
 from attribench.records.gallery import Gallery
+from attribench.records.known_answers import KnownAnswers, load_known_answers
 from attribench.records.lds import load_records
+from attribench.records.removals import RemovalRecord, load_removals, removal_groups
 from attribench.records.sweep import SweepRecord, load_sweeps
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.compute import Comparison, comparisons
-from attribench.reporting.figures import charts, pictures
+from attribench.reporting.figures import charts, pictures, removals, sizes
 from attribench.reporting.retrainings import Yardstick, yardsticks
 
 if TYPE_CHECKING:
@@ -109,9 +112,28 @@ class Collection:
         ]
 
     @cached_property
+    def known_answers(self) -> list[KnownAnswers]:
+        """What methods make of questions whose answers are known; of no data set."""
+        return load_known_answers(self.results)
+
+    @cached_property
+    def removals(self) -> list[list[RemovalRecord]]:
+        """Grouped removals that may be compared, each with its control."""
+        return removal_groups(self._wanted(load_removals(self.results)))
+
+    @cached_property
     def sweeps(self) -> list[SweepRecord]:
         """Sweeps of options."""
         return self._wanted(load_sweeps(self.results))
+
+    @cached_property
+    def series(self) -> list[AttributabilityRecord]:
+        """Attributability over numbers of train images."""
+        return [
+            record
+            for record in load_attributability(self.results)
+            if record.is_series and self.dataset in (None, record.dataset) and self.preset in (None, record.preset)
+        ]
 
     def drawings(self) -> Iterator[Drawing]:
         """Every figure there is."""
@@ -125,6 +147,10 @@ class Collection:
             yield retrainings_drawing(yardstick)
         for group in self.counterfactuals:
             yield from counterfactual_drawings(group)
+        for rows in self.removals:
+            yield removal_drawing(rows)
+        for record in self.series:
+            yield series_drawing(record)
 
     def _wanted(self, records: Sequence[R]) -> list[R]:
         return [
@@ -190,6 +216,27 @@ def retrainings_drawing(yardstick: Yardstick) -> Drawing:
         f"LDS of {yardstick.sweep.method} by the number of retrained models it learns from, with 95 % intervals, and where "
         "each method stands.",
         partial(charts.retrainings, yardstick),
+    )
+
+
+def series_drawing(record: AttributabilityRecord) -> Drawing:
+    """The figure of how attributability changes with the number of train images."""
+    return Drawing(
+        f"{record.path.parent.name}/{record.path.stem.removesuffix('.sizes')}/attributability",
+        "How much of the variance of a query's loss between models is due to which images they were trained on, and how many "
+        f"validation queries respond at all, by the number of train images, with 95 % intervals. {record.title}.",
+        partial(sizes.attributability_by_size, record),
+    )
+
+
+def removal_drawing(group: Sequence[RemovalRecord]) -> Drawing:
+    """The figure of a grouped removal."""
+    return Drawing(
+        f"{folder(group[0])}/removals",
+        "How far a group of queries moves, beyond the queries of the other groups, by how many of the train images ranked "
+        "first for it are removed before training; means over groups. Bars: 95 % intervals of the difference from random "
+        "removal (dashed), paired by group.",
+        partial(removals.removal_curves, group),
     )
 
 

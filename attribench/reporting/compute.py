@@ -8,13 +8,15 @@ from typing import Any
 
 from attribench.records.lds import CostRecord, MeasuredLDS
 from attribench.records.sweep import SweepRecord
-from attribench.reporting.formats import MISSING, Column, Table, duration
+from attribench.reporting.formats import MISSING, NOTHING, Column, Table, duration
+from attribench.reporting.tables import preset_notes
 from attribench.settings import QUERY_SETS
 
 #: Options of methods that buy precision with time.
 COMPUTE_OPTIONS = ("num_timesteps", "timesteps", "noise_draws")
 
-#: A setting has converged when its LDS × 100 on validation queries is no more than this below the method's best.
+#: A setting has converged when its LDS × 100 on validation queries is no more than this below the method's best,
+#: and a more expensive one was tried.
 TOLERANCE = 1.0
 
 
@@ -25,12 +27,14 @@ class Setting:
     Attributes:
         method: the row's name.
         text: the options that were varied, as ``num_timesteps=100``.
+        tuned_on: which data the options that were not varied were chosen on; empty for none.
         seconds: a query, with its share of the preparation.
         results: by query set.
     """
 
     method: str
     text: str
+    tuned_on: str
     seconds: float
     results: dict[str, MeasuredLDS]
 
@@ -53,21 +57,45 @@ class Comparison:
         settings = [setting for rows in self.settings.values() for setting in rows]
         return [name for name in QUERY_SETS if any(name in setting.results for setting in settings)]
 
-    def converged(self, method: str) -> Setting:
-        """The quickest setting of a method whose LDS on validation queries is within :data:`TOLERANCE` of its best."""
-        settings = [setting for setting in self.settings[method] if QUERY_SETS[0] in setting.results]
-        best = max(setting.results[QUERY_SETS[0]].lds for setting in settings)
-        return next(s for s in settings if 100 * (best - s.results[QUERY_SETS[0]].lds) <= TOLERANCE)
+    def converged(self, method: str) -> Setting | None:
+        """The quickest setting of a method whose LDS is within :data:`TOLERANCE` of its best.
+
+        On validation queries, or on the generated ones where it has no other results. None where that is the most expensive
+        one that was tried: what more compute would do is not known.
+        """
+        settings = self.settings[method]
+        name = next(name for name in QUERY_SETS if any(name in setting.results for setting in settings))
+        found = [(setting, setting.results[name].lds) for setting in settings if name in setting.results]
+        best = max(lds for _, lds in found)
+        quickest = next(setting for setting, lds in found if 100 * (best - lds) <= TOLERANCE)
+        return None if quickest is found[-1][0] else quickest
+
+    @property
+    def open_ended(self) -> list[str]:
+        """The methods that have not converged within what was tried."""
+        return [method for method in self.settings if self.converged(method) is None]
+
+    @property
+    def open_note(self) -> str:
+        """Which methods have not converged, in a sentence; empty if all have."""
+        if not self.open_ended:
+            return ""
+        return f"Not converged within what was tried: {', '.join(self.open_ended)}."
 
 
 def comparisons(sweeps: Sequence[SweepRecord]) -> list[Comparison]:
     """The sweeps over :data:`COMPUTE_OPTIONS` whose cost is known, those together that may be compared."""
-    groups: dict[tuple[str, str, str], list[SweepRecord]] = {}
+    settings_of: dict[tuple[str, str, str], list[list[SweepRecord]]] = {}
     for sweep in sweeps:
         if sweep.vary in COMPUTE_OPTIONS and sweep.series_option in ("", *COMPUTE_OPTIONS):
-            groups.setdefault((sweep.dataset, sweep.preset, sweep.setting_hash), []).append(sweep)
+            groups = settings_of.setdefault((sweep.dataset, sweep.preset, sweep.setting_hash), [])
+            group = next((group for group in groups if all(sweep.same_truth(other) for other in group)), None)
+            if group is None:
+                groups.append([sweep])
+            else:
+                group.append(sweep)
     found = []
-    for group in groups.values():
+    for group in (group for groups in settings_of.values() for group in groups):
         settings: dict[str, list[Setting]] = {}
         for sweep in group:
             for setting in _settings(sweep):
@@ -82,7 +110,7 @@ def comparisons(sweeps: Sequence[SweepRecord]) -> list[Comparison]:
 def compute_table(comparison: Comparison) -> Table:
     """A row a setting: what it costs a query, and the LDS on each query set; what has converged is in bold."""
     columns = [Column("method"), Column("setting"), *(Column("LDS×100 [95 %]", group=name) for name in QUERY_SETS)]
-    columns.append(Column("a query"))
+    columns += [Column("a query"), Column("tuned on", "note")]
     rows: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     rules: set[int] = set()
@@ -93,11 +121,15 @@ def compute_table(comparison: Comparison) -> Table:
             if setting is converged:
                 bold |= {(len(rows), column) for column in range(len(columns))}
             lds = [setting.results[name].text if name in setting.results else MISSING for name in QUERY_SETS]
-            rows.append([method, setting.text, *lds, duration(setting.seconds)])
+            rows.append([method, setting.text, *lds, duration(setting.seconds), setting.tuned_on or NOTHING])
     first = comparison.first
     said = [
         "A query: seconds on the machine of the records, with its share of the preparation. In bold: the quickest setting "
-        f"whose LDS×100 on validation queries is within {TOLERANCE:g} of the method's best: there it has converged.",
+        f"whose LDS×100 on validation queries (on generated ones, for a method that is not defined on others) is within "
+        f"{TOLERANCE:g} of the method's best: there it has converged. "
+        "No row is in bold where that is the most expensive setting tried.",
+        *([comparison.open_note] if comparison.open_ended else []),
+        *preset_notes(first),
     ]
     return Table(
         f"{first.title}: compute against quality", said, columns, rows, frozenset(bold), frozenset(rules - {0})
@@ -106,10 +138,10 @@ def compute_table(comparison: Comparison) -> Table:
 
 def _settings(sweep: SweepRecord) -> Iterator[Setting]:
     for point in sweep.points:
-        if point.cost is not None and QUERY_SETS[0] in point.results:
+        if point.cost is not None and any(name in point.results for name in QUERY_SETS):
             shown = [(sweep.vary, point.value), *([(sweep.series_option, point.series)] if sweep.series_option else [])]
             text = ", ".join(f"{name}={_short(value)}" for name, value in sorted(shown))
-            yield Setting(sweep.method, text, _seconds(point.cost, sweep), point.results)
+            yield Setting(sweep.method, text, sweep.tuned_on, _seconds(point.cost, sweep), point.results)
 
 
 def _seconds(cost: CostRecord, sweep: SweepRecord) -> float:

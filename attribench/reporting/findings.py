@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attribench.metrics.comparison import distinguishable
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board, row_mean
+from attribench.reporting.tables import rivals
 
 
 def finding(board: Board) -> str:
     """The best method that looks at data alone, the best that looks at models, the ceiling, and from how many retrainings.
 
-    LDS × 100 with the 95 % interval; the best is the one with the highest mean over the query sets.
+    LDS × 100 with the 95 % interval; the best is the one with the highest mean over the query sets. Said with it: which others
+    it cannot be told from, and what options were chosen on.
     """
     data = _best([record for record in board.records if record.access == "DATA"], board.query_sets)
     model = _best([record for record in board.records if record.access in ("MODEL", "CHECKPOINTS")], board.query_sets)
     said = [
-        f"of the methods that look at {what}, {record.method} is best ({_numbers(record)})"
+        f"of the methods that look at {what}, {record.method} is best ({_numbers(record, board)})"
         for record, what in ((data, "data alone"), (model, "the model"))
         if record is not None
     ]
-    ceilings = [f"{100 * ceiling.lds:.1f} ({name})" for name in board.query_sets if (ceiling := board.ceiling(name))]
+    said += _chosen([record for record in (data, model) if record is not None])
+    ceilings = [f"{ceiling.text} ({name})" for name in board.query_sets if (ceiling := board.ceiling(name))]
     if ceilings:
         said.append(f"a perfect method would reach {' and '.join(ceilings)}")
     truth = board.first.settings["ground_truth"]
@@ -40,5 +44,33 @@ def _best(records: Sequence[Record], query_sets: Sequence[str]) -> Record | None
     return max((record for record in records if mean(record) > float("-inf")), key=mean, default=None)
 
 
-def _numbers(record: Record) -> str:
-    return " and ".join(f"{result.text} on {name} queries" for name, result in record.results.items())
+def _numbers(record: Record, board: Board) -> str:
+    said = [f"{result.text} on {name} queries{_ties(record, board, name)}" for name, result in record.results.items()]
+    return (", and " if any("not distinguishable" in part for part in said) else " and ").join(said)
+
+
+def _ties(record: Record, board: Board, query_set: str) -> str:
+    """Which rivals the data do not tell it from."""
+    differ = distinguishable(board.comparisons[query_set])
+    tied = [
+        other.method
+        for other in board.records
+        if rivals(other, query_set)
+        and not differ.get((record.method, other.method), differ.get((other.method, record.method), True))
+    ]
+    return f", not distinguishable from {' and '.join(tied)}" if tied else ""
+
+
+def _chosen(records: Sequence[Record]) -> list[str]:
+    """What options were chosen on, and whether numbers are of these very queries."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if record.tuned_on:
+            names.setdefault(record.tuned_on, []).append(record.method)
+    if not names:
+        return []
+    said = "options of " + ", of ".join(
+        f"{' and '.join(methods)} were chosen on {what}" for what, methods in names.items()
+    )
+    seen = any(record.protocol == "standard" and "validation queries" in record.tuned_on for record in records)
+    return [f"{said}: the numbers on validation queries are those they were chosen on" if seen else said]

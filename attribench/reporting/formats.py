@@ -162,9 +162,7 @@ _LATEX_ESCAPES = {
     "≈": r"$\approx$",
     "−": "$-$",
     "—": "---",
-    "¹": "$^1$",
-    "²": "$^2$",
-    "³": "$^3$",
+    **{mark: f"$^{digit}$" for digit, mark in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
 _NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board
 from attribench.reporting.formats import MISSING, Column, Table
 from attribench.reporting.published import Published, load_published
-from attribench.reporting.tables import preset_notes, published_cell
+from attribench.reporting.tables import preset_notes, published_cell, undefined_notes
 from attribench.settings import QUERY_SETS
 
 
@@ -32,24 +32,26 @@ def _table(boards: list[Board], with_published: bool) -> Table:
     datasets = list(dict.fromkeys(board.first.dataset for board in boards))
     shown = [dataset for dataset in datasets if dataset in known.datasets] if with_published else []
     names = {method.row or method.name: method.name for method in known.methods}
-    order = _order(boards, known, shown)
+    placed = [_placed(board, known) for board in boards]
+    order = _order(placed, known, shown)
     columns = [Column("method")]
     for board in boards:
         columns += [Column(name, group=board.first.dataset) for name in QUERY_SETS]
     for dataset in shown:
         columns += [Column(name, group=f"{dataset}, published") for name in QUERY_SETS]
     rows, bold, rules = [], set(), set()
-    data_alone = [_looks_at_data(name, boards, known) for name in order]
+    data_alone = [_looks_at_data(name, placed, known) for name in order]
     for number, name in enumerate(order):
         if number and data_alone[number - 1] and not data_alone[number]:
             rules.add(number)
         cells = [names.get(name, name)]
-        for board in boards:
-            record = _find(name, board)
+        for board, rows_here in zip(boards, placed, strict=True):
+            record = rows_here.get(name)
             for query_set in QUERY_SETS:
-                if record and query_set in record.results and name in board.best[query_set] and len(board.records) > 1:
+                result = record.results.get(query_set) if record else None
+                if record and result and record.method in board.best[query_set] and len(board.records) > 1:
                     bold.add((number, len(cells)))
-                cells.append(published_cell(record.results.get(query_set) if record else None))
+                cells.append(published_cell(result))
         for dataset in shown:
             for query_set in QUERY_SETS:
                 cell = known.cell(names.get(name, name), dataset, query_set)
@@ -59,23 +61,33 @@ def _table(boards: list[Board], with_published: bool) -> Table:
     return Table(_title(boards), notes, columns, rows, frozenset(bold), frozenset(rules))
 
 
-def _order(boards: Sequence[Board], known: Published, shown: Sequence[str]) -> list[str]:
+#: The records of a board by the name of their row.
+_Placed = Mapping[str, Record]
+
+
+def _placed(board: Board, known: Published) -> _Placed:
+    """Each record under its own name, or in the row of a published method that it is under another name."""
+    found = {record.method: record for record in board.records}
+    for record in board.records:
+        for method in known.methods:
+            if method.row and method.row not in found and method.is_also(record.method, record.options):
+                found[method.row] = found.pop(record.method)
+    return found
+
+
+def _order(placed: Sequence[_Placed], known: Published, shown: Sequence[str]) -> list[str]:
     """Our names of the rows: those that were published, in their order, then the others."""
-    here = {record.method for board in boards for record in board.records}
+    here = {name for records in placed for name in records}
     published = [
         method.row or method.name for method in known.methods if method.row in here or known.has(method.name, shown)
     ]
     others = here - set(published)
-    return published + sorted(others, key=lambda name: (not _looks_at_data(name, boards, known), name))
+    return published + sorted(others, key=lambda name: (not _looks_at_data(name, placed, known), name))
 
 
-def _find(name: str, board: Board) -> Record | None:
-    return next((record for record in board.records if record.method == name), None)
-
-
-def _looks_at_data(name: str, boards: Sequence[Board], known: Published) -> bool:
+def _looks_at_data(name: str, placed: Sequence[_Placed], known: Published) -> bool:
     """Whether a method looks at data alone, by our records, or else as published."""
-    access = {record.access for board in boards for record in board.records if record.method == name}
+    access = {records[name].access for records in placed if name in records}
     return (
         access == {"DATA"}
         if access
@@ -103,4 +115,5 @@ def _notes(boards: Sequence[Board], published: list[str]) -> list[str]:
         if record.tuned_on
     ]
     notes.append(f"Tuned: {'; '.join(tuned) or 'nothing'}.")
+    notes += dict.fromkeys(note for board in boards for note in undefined_notes(board.records))
     return notes + published + preset_notes(boards[0].first)

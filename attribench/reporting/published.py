@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -11,8 +11,7 @@ import yaml
 
 from attribench.settings import QUERY_SETS
 
-#: Marks of footnotes, in the order of the errata.
-MARKS = "¹²³"
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,23 @@ class PublishedMethod:
     Attributes:
         name: as a paper calls it; K, the timesteps of gradients, is 10 where it gives none.
         row: what our tables call the same; None if we have no such method.
+        also: named configurations that are the same where they have these options: name → option → value.
         looks_at: ``"data"``, or ``"model"``.
     """
 
     name: str
     row: str | None = None
     looks_at: str = "model"
+    also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def is_also(self, row: str, options: Mapping[str, Any]) -> bool:
+        """Whether a row of ours is the same under another name.
+
+        Args:
+            options: of the row, all of them.
+        """
+        wanted = self.also.get(row)
+        return wanted is not None and all(options.get(name) == value for name, value in wanted.items())
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,9 @@ class Published:
         return said + [f"{dataset}: {remark}" for dataset, remark in self.remarks.items() if dataset in shown]
 
     def _mark(self, method: str, dataset: str, query_set: str) -> str:
-        for mark, erratum in zip(MARKS, self.errata, strict=False):
+        for number, erratum in enumerate(self.errata):
             if (erratum.dataset, erratum.query_set) == (dataset, query_set) and method in erratum.methods:
-                return mark
+                return footnote_mark(number)
         return ""
 
     def _footnote(self, erratum: Erratum) -> str:
@@ -141,7 +151,12 @@ class Published:
                 if shown and text not in (None, shown.text):
                     said.setdefault(source.name, []).append(f"{text} for {method}")
         others = "; ".join(f"{source} prints {', '.join(cells)}" for source, cells in said.items())
-        return f"{MARKS[self.errata.index(erratum)]} {erratum.dataset}, {erratum.query_set}: {others}: {erratum.note}."
+        return f"{footnote_mark(self.errata.index(erratum))} {erratum.dataset}, {erratum.query_set}: {others}: {erratum.note}."
+
+
+def footnote_mark(number: int) -> str:
+    """The mark of a footnote, by the number of its erratum from 0: ``¹``, ``²``, … ``¹⁰``."""
+    return str(number + 1).translate(_SUPERSCRIPTS)
 
 
 def load_published() -> Published:

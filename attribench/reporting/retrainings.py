@@ -10,7 +10,8 @@ import numpy as np
 from attribench.records.lds import MeasuredLDS, Record
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.boards import Board
-from attribench.reporting.formats import MISSING, Column, Table
+from attribench.reporting.formats import MISSING, NOTHING, Column, Table
+from attribench.reporting.tables import preset_notes
 from attribench.settings import QUERY_SETS
 
 #: The option that says how many retrained models a method learns from.
@@ -63,17 +64,23 @@ class Yardstick:
 
 
 def yardsticks(boards: Sequence[Board], sweeps: Sequence[SweepRecord]) -> list[Yardstick]:
-    """Each sweep over :data:`OPTION` with the board of its setting, under the standard protocol."""
-    place = {(board.first.dataset, board.first.setting_hash): board for board in reversed(boards) if _standard(board)}
-    return [
-        Yardstick(place[sweep.dataset, sweep.setting_hash], sweep)
-        for sweep in sweeps
-        if sweep.vary == OPTION and not sweep.series_option and (sweep.dataset, sweep.setting_hash) in place
-    ]
+    """Each sweep over :data:`OPTION` with the board of its setting and ground truth, under the standard protocol."""
+    found = []
+    for sweep in sweeps:
+        if sweep.vary == OPTION and not sweep.series_option:
+            board = next((board for board in boards if _measures(sweep, board)), None)
+            if board is not None:
+                found.append(Yardstick(board, sweep))
+    return found
 
 
-def _standard(board: Board) -> bool:
-    return board.first.protocol == "standard"
+def _measures(sweep: SweepRecord, board: Board) -> bool:
+    first = board.first
+    return (
+        first.protocol == "standard"
+        and (first.dataset, first.setting_hash) == (sweep.dataset, sweep.setting_hash)
+        and all(sweep.same_truth(record) for record in board.records)
+    )
 
 
 def retrainings_table(yardstick: Yardstick) -> Table:
@@ -81,19 +88,25 @@ def retrainings_table(yardstick: Yardstick) -> Table:
     columns = [Column("method")]
     for name in QUERY_SETS:
         columns += [Column("LDS×100 [95 %]", group=name), Column("retrained models", group=name)]
+    columns.append(Column("tuned on", "note"))
     rows = [
-        [record.method, *_cells([(record.results.get(name), yardstick.worth(record, name)) for name in QUERY_SETS])]
+        [
+            record.method,
+            *_cells([(record.results.get(name), yardstick.worth(record, name)) for name in QUERY_SETS]),
+            record.tuned_on or NOTHING,
+        ]
         for record in yardstick.measured
     ]
     rules = {len(rows)}
     curves = {name: dict(yardstick.curve(name)) for name in QUERY_SETS}
     for number in sorted({number for curve in curves.values() for number in curve}):
         found = [(curve.get(number), str(number)) for curve in curves.values()]
-        rows.append([yardstick.sweep.method, *_cells(found)])
+        rows.append([yardstick.sweep.method, *_cells(found), yardstick.sweep.tuned_on or NOTHING])
     said = [
         f"Retrained models: how many {yardstick.sweep.method} must learn from to reach the same LDS, by straight lines between "
         "the rows below; it is judged on other models than those it learns from. Where a method does better than all that were "
         "measured, it is worth more retrainings than that.",
+        *preset_notes(yardstick.board.first),
     ]
     title = f"{yardstick.board.title}: how many retrained models a method is worth"
     return Table(title, said, columns, rows, frozenset(), frozenset(rules))

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from attribench.records.attributability import AttributabilityRecord
 from attribench.records.files import MethodRecord
-from attribench.records.lds import CostRecord, MeasuredLDS, QuerySetResult, Record
+from attribench.records.lds import CostRecord, IntervalRecord, MeasuredLDS, QuerySetResult, Record
 from attribench.reporting.boards import Board, boards
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table
 from attribench.settings import QUERY_SETS
 
 UNKNOWN = "unknown"
 CEILING = "noise ceiling"
+ATTRIBUTABLE = "attributability"
 ACCESS = {
     "DATA": "data",
     "MODEL": "model",
@@ -36,7 +38,7 @@ def leaderboards(records: Sequence[Record], results: Path | None = None) -> list
 
 
 def leaderboard(board: Board) -> Table:
-    """A board as a table: a row a method, the best first, then the noise ceiling."""
+    """A board as a table: a row a method, the best first, then the noise ceiling and the attributability."""
     columns = [Column("method")]
     for name in QUERY_SETS:
         columns += [Column("LDS×100 [95 %]", group=name), Column("subsets only", "below", name)]
@@ -56,6 +58,11 @@ def leaderboard(board: Board) -> Table:
         rules.add(len(rows))
         cells = [text for ceiling in ceilings for text in (_cell(ceiling), MISSING)]
         rows.append([CEILING, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
+    if board.attributability:
+        rules |= set() if rules else {len(rows)}
+        found = [board.attributability.get(name) for name in QUERY_SETS]
+        cells = [text for one in found for text in (one.text if one else MISSING, MISSING)]
+        rows.append([ATTRIBUTABLE, *cells, *[MISSING] * (len(columns) - 1 - len(cells))])
     return Table(board.title, notes(board), columns, rows, frozenset(bold), frozenset(rules))
 
 
@@ -65,6 +72,10 @@ def _row(record: Record, board: Board) -> list[str]:
         result = record.results.get(name)
         cells += [_cell(result) + _tie(record, name, board), published_cell(result)]
     return [*cells, ACCESS[record.access], *_costs(record.cost), record.tuned_on or NOTHING]
+
+
+#: A share of the machine's CPUs that others take without being worth a note.
+DISTURBED = 0.1
 
 
 def _costs(cost: CostRecord | None) -> list[str]:
@@ -126,13 +137,12 @@ def notes(board: Board) -> list[str]:
     if alone:
         said.append(f"One {' and one '.join(alone)} query alone: how the mean varies with the query cannot be told.")
     said += _ceiling_notes(board)
+    said += _attributability_notes(board)
     said += _truth_notes(board)
     said += preset_notes(first)
-    if any(record.access == "RETRAINED" for record in records):
-        said.append(
-            "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
-            "than those they are judged on (by folds of the subsets, ranked within folds). Times are without retraining."
-        )
+    if reference := _reference_notes(records):
+        said.append(f"{reference[0]} Times are without retraining.")
+    said += undefined_notes(records)
     undefined = [
         f"{record.method}: {result.undefined_queries} of {len(result.per_query)} {name} queries"
         for record in records
@@ -148,7 +158,37 @@ def notes(board: Board) -> list[str]:
     ]
     if compiled:
         said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
+    if disturbed := _disturbed(records):
+        said.append(f"Times were taken while others used part of the machine's CPUs, and are too long: {disturbed}.")
     return said
+
+
+def _disturbed(records: Sequence[Record]) -> str:
+    """Rows whose times were taken beside other work, and how much of the machine that took."""
+    shares = {record.method: record.cost.others_share for record in records if record.cost}
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share and share >= DISTURBED)
+
+
+def _reference_notes(records: Sequence[Record]) -> list[str]:
+    if all(record.access != "RETRAINED" for record in records):
+        return []
+    return [
+        "Rows that look at retrained models are no rivals but a reference: they are fitted to retrained models, other ones "
+        "than those they are judged on (by folds of the subsets, ranked within folds)."
+    ]
+
+
+def undefined_notes(records: Sequence[Record]) -> list[str]:
+    """Why cells are missing on whose queries a method is not defined, a sentence for each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, reason in record.undefined.items():
+            found.setdefault((name, reason), []).append(record.method)
+    return [
+        f"No cell on {name} queries, on which {'it is' if len(methods) == 1 else 'they are'} not defined: "
+        f"{', '.join(methods)}: {reason.rstrip('.')}."
+        for (name, reason), methods in found.items()
+    ]
 
 
 def _ceiling_notes(board: Board) -> list[str]:
@@ -162,33 +202,80 @@ def _ceiling_notes(board: Board) -> list[str]:
     return [f"{text}."]
 
 
+def _attributability_notes(board: Board) -> list[str]:
+    if not board.attributability:
+        return []
+    found = "; ".join(
+        f"{one.found} of {len(one.query_ids)} {name} queries" for name, one in board.attributability.items()
+    )
+    return [
+        "Attributability: the share of the variance of a query's loss between models that is due to which images they were "
+        f"trained on, and not to the training seed; mean over queries. Found to respond at 5 % false discovery: {found}."
+    ]
+
+
+def attributability_table(record: AttributabilityRecord) -> Table:
+    """A row a query set and number of train images."""
+    columns = [Column(name) for name in ("queries", "train images", "models", "attributability [95 %]", "found to respond",
+                                         "respond, estimated [95 %]", "noise ceiling [95 %]")]  # fmt: skip
+    rows = [
+        [
+            result.query_set + (", strict protocol" if result.protocol == "strict" else ""),
+            str(point.num_train),
+            f"{result.num_subsets} × {result.num_seeds}",
+            result.text,
+            f"{result.found} of {len(result.query_ids)}",
+            _percent(result.responding, result.responding_interval),
+            _cell(result.ceiling),
+        ]
+        for point in record.points
+        for result in point.results
+    ]
+    notes = [
+        "Attributability: the share of the variance of a query's loss between models that is due to which images they were "
+        "trained on, and not to the training seed; mean over queries, with the 95 % bootstrap interval over both.",
+        "Found to respond: queries whose loss depends on the subset by an F test, at a false discovery rate of 5 %. Estimated: "
+        "how many respond, found or not, from the p-values above ½.",
+        f"Ground truth: {record.ground_truth or 'retrained here'}.",
+    ]
+    return Table(f"Attributability: {record.title}", notes, columns, rows)
+
+
+def _percent(value: float, interval: IntervalRecord) -> str:
+    return f"{100 * value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
 def band_tables(board: Board) -> list[Table]:
     """A board by noise level: for each query set, a column a band of timesteps, from little noise to much."""
     tables = []
     for name in QUERY_SETS:
-        found = {record.method: record.results[name].bands for record in board.records if name in record.results}
-        found = {method: bands for method, bands in found.items() if bands}
+        found = [record for record in board.records if name in record.results and record.results[name].bands]
         if not found:
             continue
-        first = next(iter(found.values()))
+        first = found[0].results[name].bands
         columns = [Column("method"), *(Column(f"t {band.first}–{band.last - 1}") for band in first)]
-        rows = [[method, *(band.text for band in bands)] for method, bands in found.items()]
-        best = [max(bands[index].lds for bands in found.values()) for index in range(len(first))]
+        columns.append(Column("tuned on", "note"))
+        rows = [
+            [record.method, *(band.text for band in record.results[name].bands), record.tuned_on or NOTHING]
+            for record in found
+        ]
+        competing = {number: record.results[name].bands for number, record in enumerate(found) if rivals(record, name)}
         bold = {
             (number, 1 + index)
-            for number, bands in enumerate(found.values())
+            for number, bands in competing.items()
             for index, band in enumerate(bands)
-            if band.lds == best[index] and len(found) > 1
+            if band.lds == max(others[index].lds for others in competing.values()) and len(found) > 1
         }
         rules = frozenset[int]()
         if any(band.ceiling for band in first):
             rules = frozenset([len(rows)])
-            rows.append([CEILING, *(_cell(band.ceiling) for band in first)])
+            rows.append([CEILING, *(_cell(band.ceiling) for band in first), MISSING])
         said = [
             "LDS × 100 on the losses at these timesteps alone, with the 95 % bootstrap interval over queries and subsets "
             "(200 resamples). Scores are the same in every column; the best is in bold.",
             *_truth_notes(board),
             *preset_notes(board.first),
+            *_reference_notes(found),
         ]
         tables.append(
             Table(f"{board.title}: {name} queries by noise level", said, columns, rows, frozenset(bold), rules)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from attribench.computing.others import Others
 from attribench.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -164,6 +165,13 @@ class ArtifactStore:
         self.used[f"{kind}/{key}"] = artifact.num_bytes
         return artifact
 
+    def count(self, kind: str) -> int:
+        """How many folders of a kind there are, whatever is in them: artifacts, at most."""
+        try:
+            return sum(1 for _ in (self.root / (self.namespace + kind)).iterdir())
+        except OSError:
+            return 0
+
     def get_or_create(self, kind: str, spec: Spec, build: Callable[[Staging], None], wait: bool = True) -> Artifact:
         """Return the artifact, building it first if need be; no two processes build the same one.
 
@@ -231,7 +239,7 @@ class ArtifactStore:
         kind, key = self.namespace + kind, self.key(spec)
         parent, folder = self.root / kind, self.root / kind / key
         temporary = parent / f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        started = time.perf_counter()
+        started, others = time.perf_counter(), Others()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for stale in parent.glob(f".{key}.*.tmp"):  # left by a killed process: we hold the lock
@@ -241,7 +249,8 @@ class ArtifactStore:
             build(staging)
             (temporary / SPEC).write_text(canonical(spec), "utf-8")
             seconds = round(time.perf_counter() - started, 3)
-            info = {**staging.notes, "seconds": seconds, "host": socket.gethostname()}
+            notes = {"seconds": seconds, "others_seconds": round(others.seconds, 3), "host": socket.gethostname()}
+            info = {**staging.notes, **notes}
             self._write_manifest(temporary, kind, info)
             temporary.rename(folder)
             sync_folder(parent)

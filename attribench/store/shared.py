@@ -16,11 +16,14 @@ class Usage:
     Attributes:
         seconds: what it once took to make the artifacts that were found, so that a method that comes second does not
             look cheaper than the one that happened to come first. Those made in this stretch are not in it.
+        others_seconds: for how long others took the machine meanwhile (:class:`attribench.computing.others.Others`); None:
+            not known, of an artifact made before that was kept.
         peak_bytes: the largest amount of memory noted when one of them was made.
         stored: bytes on disk of every artifact used, by kind and key.
     """
 
     seconds: float = 0.0
+    others_seconds: float | None = 0.0
     peak_bytes: int = 0
     stored: dict[str, int] = field(default_factory=dict)
 
@@ -73,3 +76,10 @@ class SharedStore:
             usage.peak_bytes = max(usage.peak_bytes, int(artifact.info.get("peak_bytes", 0)))
             if first and not built:
                 usage.seconds += float(artifact.info["seconds"])
+                usage.others_seconds = added(usage.others_seconds, artifact.info.get("others_seconds"))
+
+
+def added(*seconds: float | None) -> float | None:
+    """The sum; None if one of them is not known."""
+    known = [value for value in seconds if value is not None]
+    return sum(known) if len(known) == len(seconds) else None

@@ -18,7 +18,7 @@ from attribench.data import AttributionDataModule, ImageSet
 from attribench.diffusion.recipes import SAMPLING, recipe
 from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError, DataError
-from attribench.method import Queries
+from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.truth.bundle import Bundle
@@ -109,7 +109,8 @@ class Experiment:
 
     def queries(self, name: str, task: Task | None = None) -> Queries:
         """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
-        return Queries.of(self.query_images(name, task), name)
+        images = self.query_images(name, task)
+        return Queries.of(images, name, self._sampling(images) if name == "generation" else None)
 
     def query_ids(self, name: str) -> tuple[str, ...]:
         """The names of a query set's queries, known before any of them is generated."""
@@ -230,6 +231,13 @@ class Experiment:
         if name != "generation":
             raise DataError(f"Unknown query set {name!r}; known: {', '.join(QUERY_SETS)}.")
         return self._generated(task)
+
+    def _sampling(self, images: ImageSet) -> Sampling | None:
+        """How the generated queries were sampled; None where there is no model, or where they are called otherwise."""
+        if not self.has_model or images.ids != generated_ids(len(images)):
+            return None
+        generation = self.settings.generation
+        return Sampling(tuple(range(len(images))), generation.num_inference_steps, generation.eta)
 
     def _provide_target(self, task: Task) -> Artifact:
         target = self.target.find(self.store)

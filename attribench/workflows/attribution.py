@@ -21,7 +21,7 @@ from attribench.workflows.checks import check_names, instances
 from attribench.workflows.explanation import explained, knows_where, with_evidence
 from attribench.workflows.forecast import Planned, forecast
 from attribench.workflows.own_images import OwnImages, Request, check_methods, open_images
-from attribench.workflows.scoring import Scoring, require
+from attribench.workflows.scoring import Scoring, require, require_defined
 
 #: Raise it when evidence in the store must not be read any more.
 _EVIDENCE_FORMAT = 1
@@ -36,7 +36,8 @@ def attribute(
     computed before it is known that all methods can run.
 
     Raises:
-        UsageError: a method needs a model, or its checkpoints, and there are none; or it cannot run here.
+        UsageError: a method needs a model, or its checkpoints, and there are none; it cannot run here, or is not defined on
+            images that come from elsewhere; or there are too few decoys.
         ModelError: the model cannot be read, or does not take such images.
         DataError: a folder does not exist, or holds no image that can be read.
     """
@@ -45,6 +46,8 @@ def attribute(
     methods = instances(configs)
     own = open_images(request, runtime, progress)
     tasks = [_Task(own, config, method) for config, method in methods]
+    for task in tasks:
+        require_defined(task.method, task.config.name, task.asked)
     looking = [task for task in tasks if task.context.models is not None]
     for task in tasks:
         if task not in looking:
@@ -62,7 +65,7 @@ class _Task:
     def __init__(self, own: OwnImages, config: MethodConfig, method: AttributionMethod) -> None:
         self._own, self.config, self.method = own, config, method
         self.context = own.context(config)
-        self._asked = own.asked(self.context.access)
+        self.asked = own.asked(self.context.access)
 
     @property
     def planned(self) -> Planned:
@@ -76,19 +79,20 @@ class _Task:
     @property
     def done(self) -> bool:
         """Whether the scores are in the store."""
-        return self._scoring.complete({"queries": self._asked})
+        return self._scoring.complete({"queries": self.asked})
 
     def run(self, request: Request) -> Attributed:
         """Score, rank and explain."""
-        scores = self._scoring.scores({"queries": self._asked})["queries"]
-        own, context = self._own, self.context
-        count = min(request.top or len(own.train.images), len(own.train.images))
+        own, context, pool = self._own, self.context, self._own.pool
+        everything = self._scoring.scores({"queries": self.asked})["queries"]
+        scores = everything[:, : len(pool.train)]
+        count = min(request.top or len(pool.train), len(pool.train))
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
         explanations = _explanations(
             self.method,
             context,
             self._scoring,
-            self._asked,
+            self.asked,
             order[:, : request.heat_maps],
             scores,
             own.store,
@@ -101,13 +105,14 @@ class _Task:
         return Attributed(
             row_name(self.config.name, self.config.changed),
             self.config.options,
-            own.train.images,
+            pool.train,
             own.queries.images,
             scores,
             rankings,
             own.model.description if context.models is not None and own.model is not None else "",
             {"train": own.train.skipped, "queries": own.queries.skipped},
             {"train": own.train.others, "queries": own.queries.others},
+            pool.judge(everything),
         )
 
 

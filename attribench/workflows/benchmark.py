@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attribench.computing.progress import Progress
 from attribench.configuration.options import typed
 from attribench.configuration.protocol import ProtocolName
-from attribench.configuration.resolution import Config, MethodConfig
-from attribench.errors import UsageError
+from attribench.configuration.resolution import Config, MethodConfig, after_changes
 from attribench.records.choices import load_choice
-from attribench.records.lds import Record, save_record
+from attribench.records.lds import Record, row_name, save_record
 from attribench.settings import Runtime
 from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.opening import lds_description, method_description, open_experiment, setting_hash
 from attribench.workflows.scoring import scorings
+from attribench.workflows.tuning import is_tunable
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def run(
     """Run the benchmark: every method of ``config`` on every query set; each record is filed under ``results``.
 
     Args:
-        protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on.
-        tuned: apply the options that ``attribench tune`` chose under the same protocol.
+        protocol: ``"strict"`` reports only on the queries and subsets that no options were chosen on; methods whose options
+            were chosen on others too are skipped, unless ``tuned``.
+        tuned: apply the options that ``attribench tune`` chose under the same protocol, but for those set by hand.
 
     Raises:
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
@@ -58,7 +60,10 @@ def run(
     )
     halves = experiment.halves if protocol == "strict" else None
     outcome = Outcome()
-    methods = without_refused(instances(chosen or config.methods), experiment, outcome.skipped)
+    configs = config.methods if chosen is None else chosen
+    if protocol == "strict" and not tuned:
+        configs = _without_chosen(configs, config, experiment.label, outcome.skipped)
+    methods = without_refused(instances(configs), experiment, outcome.skipped)
     if not methods:
         return outcome
 
@@ -66,33 +71,58 @@ def run(
     parts = {name: Evaluation.reported(experiment, name, halves) for name in experiment.query_sets}
     queries = {name: part.asked for name, part in parts.items()}
     for method, scoring in scorings(experiment, methods, outcome.skipped):
-        scores = scoring.scores(queries)
+        undefined = scoring.undefined_on(queries)
+        defined = {name: asked for name, asked in queries.items() if name not in undefined}
+        if not defined:
+            outcome.skipped[scoring.name] = "; ".join(f"{name} queries: {why}" for name, why in undefined.items())
+            continue
+        scores = scoring.scores(defined)
         record = Record(
             **lds_description(config, experiment),
             **method_description(method, scoring),
             protocol=protocol,
-            results={name: part.evaluate(scores[name], by_band=True) for name, part in parts.items()},
+            results={name: parts[name].evaluate(scores[name], by_band=True) for name in defined},
+            undefined=undefined,
             cost=scoring.cost,
         )
         shown = experiment.train if config.files_images else None
-        beside = [part.attached(scores[name], shown) for name, part in parts.items()]
+        beside = [parts[name].attached(scores[name], shown) for name in defined]
         record, path = save_record(record, results, dict(ChainMap(*beside)), progress)
         progress.message(f"{scoring.name}: recorded in {path}")
         outcome.records.append(record)
     return outcome
 
 
+def _without_chosen(
+    methods: Sequence[MethodConfig], config: Config, dataset: str, skipped: dict[str, str]
+) -> list[MethodConfig]:
+    """The methods none of whose options were chosen on data; of the others the reason is put into ``skipped``."""
+    for method in methods:
+        if method.tuned_on:
+            skipped[row_name(method.name, method.changed)] = (
+                f"its options were chosen on {method.tuned_on}; the strict protocol reports on some of these. Run: attribench "
+                f"tune --method {method.name} --dataset {dataset} --preset {config.preset} --protocol strict, "
+                "then attribench run with --protocol strict --tuned."
+            )
+    return [method for method in methods if not method.tuned_on]
+
+
 def apply_choice(
     method: MethodConfig, experiment: Experiment, config: Config, results: Path, protocol: ProtocolName
 ) -> MethodConfig:
-    """The method with the options that were chosen for it under this protocol.
+    """The method with the options that were chosen for it under this protocol; those set by hand stay as they are.
+
+    Where there is nothing to tune, the method as it is.
 
     Raises:
-        UsageError: it was not tuned in this setting, or options were given by hand as well.
+        UsageError: it was not tuned in this setting.
     """
-    if method.changed:
-        raise UsageError("--tuned applies chosen options: give no --method.OPTION beside it.")
+    if not is_tunable(method.cls):
+        return method
     identity = setting_hash(experiment, config)
     choice = load_choice(results, experiment.label, config.preset, method.name, protocol, identity)
-    options = typed(method.cls, "method", choice.options)
-    return replace(method, name=f"{method.name} tuned", options=options, tuned_on=choice.tuned_on)
+    by_hand = {name: method.options[name] for name in method.fixed}
+    options = typed(method.cls, "method", {**choice.options, **by_hand})
+    changed = {name: value for name, value in by_hand.items() if value != choice.options.get(name)}
+    tuned_on = after_changes(choice.tuned_on, set(choice.options), changed)
+    return replace(method, name=f"{method.name} tuned", options=options, changed=changed, tuned_on=tuned_on)

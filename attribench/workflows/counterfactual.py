@@ -31,7 +31,7 @@ from attribench.truth.generation import GenerateJob
 from attribench.truth.jobs import save_images
 from attribench.workflows.checks import instances, without_refused
 from attribench.workflows.opening import method_description, open_experiment, setting_description
-from attribench.workflows.scoring import Scoring, hardware, of_all_folds, scorings, versions
+from attribench.workflows.scoring import Scoring, chosen_scores, hardware, scorings, versions
 
 #: ``random_state`` of the published choice of queries.
 _QUERY_SEED = 42
@@ -79,7 +79,7 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
         UsageError: fewer generated images, or train images, than the settings ask for.
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
     """
-    embedder = _embedder(clip or Clip())
+    embedder = embedder_of(clip or Clip())
     experiment = open_experiment(config, runtime, progress)
     settings = config.settings.counterfactual
     _check(settings, experiment)
@@ -94,12 +94,16 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
 
     rows = [_control(experiment, chosen, settings)]
     for method_config, scoring in scorings(experiment, methods, outcome.skipped):
-        scores = _scores(scoring, queries, chosen)
+        undefined = scoring.undefined_on({"generation": queries})
+        if undefined:
+            outcome.skipped[scoring.name] = undefined["generation"]
+            continue
+        scores = chosen_scores(scoring, queries, chosen)
         rows.append(_row(method_config, scoring, scores, experiment, chosen, settings))
     _retrain(rows, experiment, progress)
 
-    explained = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
-    missing = _no_clip(embedder, experiment)
+    explained = queries.select(chosen)
+    missing = no_clip(embedder, experiment)
     if missing:
         progress.message(f"Images are compared by pixels alone. {missing}")
     for row in rows:
@@ -145,14 +149,6 @@ def _check(settings: CounterfactualSettings, experiment: Experiment) -> None:
 def _first_cost(experiment: Experiment) -> float:
     generation = experiment.settings.generation
     return experiment.target.cost + generation.num_images * generation.num_inference_steps
-
-
-def _scores(scoring: Scoring, queries: Queries, chosen: list[int]) -> Tensor:
-    """Scores of the chosen queries: those of the whole set, if an earlier run made them, else of these alone."""
-    if scoring.complete({"generation": queries}):
-        return of_all_folds(scoring.scores({"generation": queries})["generation"])[chosen]
-    part = Queries(queries.images[chosen], tuple(queries.ids[i] for i in chosen), queries.name)
-    return of_all_folds(scoring.scores({"generation": part})["generation"])
 
 
 def _seeds(experiment: Experiment, settings: CounterfactualSettings, control: bool) -> list[int]:
@@ -220,7 +216,8 @@ def _images(jobs: Sequence[GenerateJob], number: int, experiment: Experiment) ->
     return torch.stack([job.load(experiment.store)[job.seeds.index(number)] for job in jobs])
 
 
-def _no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
+def no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
+    """Why images cannot be compared by CLIP here, or None."""
     channels = experiment.train.image_shape[0]
     return (
         embedder.unavailable()
@@ -229,7 +226,8 @@ def _no_clip(embedder: ImageEmbedder, experiment: Experiment) -> str | None:
     )
 
 
-def _embedder(clip: Clip) -> ImageEmbedder:
+def embedder_of(clip: Clip) -> ImageEmbedder:
+    """What embeds images with it."""
     model = find_model(clip.model, clip.pretrained, own_weights=clip.checkpoint is not None)
     return ImageEmbedder(model, clip.checkpoint, checkpoint_option="--clip_checkpoint")
 

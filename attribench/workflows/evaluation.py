@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -72,7 +72,7 @@ class Evaluation:
         """Some queries and subsets, by number, or all of them (None)."""
         asked, truth = experiment.queries(query_set), experiment.ground_truth(query_set)
         index = list(range(len(asked))) if index is None else index
-        queries = Queries(asked.images[index], tuple(asked.ids[i] for i in index), asked.name)
+        queries = asked.select(index)
         if subsets is not None:
             truth = truth.restrict(subsets, index)
         return cls(asked, queries, index, truth, subsets)
@@ -108,6 +108,11 @@ class Evaluation:
             if by_band
             else [],
         )
+
+    def mean_lds(self, scores: Tensor) -> float:
+        """The LDS alone, of scores of the part's queries; otherwise like :meth:`evaluate`."""
+        part = replace(self, index=list(range(len(self.queries))))
+        return score_predictions(part._predictions(scores), part._ranked(part.truth.outputs, scores)).mean().item()
 
     def _predictions(self, scores: Tensor) -> Tensor:
         """What scores predict for every subset, ``(num_subsets, num_queries)``."""

@@ -16,7 +16,7 @@ from attribench.records.lds import row_name
 from attribench.settings import QUERY_SETS, Runtime
 from attribench.workflows.checks import instances, require_early
 from attribench.workflows.opening import open_experiment
-from attribench.workflows.scoring import make_context, require
+from attribench.workflows.scoring import make_context, require, require_defined
 
 
 def explain(method: AttributionMethod, query: Queries, top: int) -> Explanation:
@@ -94,6 +94,7 @@ def explain_query(
     queries = experiment.queries(query_set)
     context = make_context(experiment, method, method_config)
     require(method, method_config.name, context)
+    require_defined(method, method_config.name, queries)
     start(method, context)
     found = explain(method, queries[number : number + 1], min(top, len(experiment.train)))
     name = row_name(method_config.name, method_config.changed)

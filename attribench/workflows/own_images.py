@@ -26,6 +26,7 @@ from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore
 from attribench.store.files import canonical, digest_text
 from attribench.store.shared import SharedStore
+from attribench.workflows.decoys import DecoyRequest, Pool
 from attribench.workflows.scoring import access_of
 
 #: Root of the noise; the seed of the benchmark's target model.
@@ -49,6 +50,7 @@ class Request:
         model: the model that was trained on the train images, see :func:`attribench.diffusion.pretrained.load_model`.
         scheduler: its noise schedule, if it does not bring it, likewise.
         checkpoints: the folder of its training's checkpoints, likewise.
+        decoys: what to judge the ranking against; None for nothing.
     """
 
     train: object
@@ -60,6 +62,7 @@ class Request:
     model: object = None
     scheduler: object = None
     checkpoints: str | Path | None = None
+    decoys: DecoyRequest | None = None
 
     def __post_init__(self) -> None:
         if self.top < 0:
@@ -101,6 +104,7 @@ class OwnImages:
     Attributes:
         train: the train images, with labels where the model is told classes.
         queries: the images to explain, likewise.
+        pool: the train images that are ranked, and what is scored beside them.
         model: None if there is none.
         store: where everything is kept.
         device: where to compute.
@@ -108,6 +112,7 @@ class OwnImages:
 
     train: Folder
     queries: Folder
+    pool: Pool
     model: DiffusionModel | None
     store: ArtifactStore
     device: torch.device
@@ -118,9 +123,9 @@ class OwnImages:
         access, own = access_of(config.cls), self.store.scoped(f"methods/{config.cls.__qualname__}")
         common = {"device": self.device, "seed": _SEED, "store": own, "access": access, "progress": self.progress}
         if access < Access.MODEL or self.model is None:
-            return AttributionContext(self.train.images, NoiseSchedule(), **common)  # type: ignore[arg-type]
+            return AttributionContext(self.pool.everything, NoiseSchedule(), **common)  # type: ignore[arg-type]
         return AttributionContext(
-            self.train.images,
+            self.pool.everything,
             self.model.schedule,
             models=self.model,
             shared=SharedStore(self.store.scoped("shared")),
@@ -153,7 +158,7 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
     """Read the model first, which says what size the images are to have, then the images.
 
     Raises:
-        UsageError: options that contradict the model.
+        UsageError: options that contradict the model, or too few decoys.
         ModelError: the model cannot be read, or cannot be run on such images.
         DataError: images that cannot be read, or do not fit the model.
     """
@@ -170,7 +175,22 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
         if model.num_classes:
             train, queries = _labelled(request, model, train, queries, progress)
         _try_out(model, train, device)
-    return OwnImages(train, queries, model, store, device, progress)
+
+    def decoys(folder: Path, of_train: Channels) -> Folder:
+        height, width = train.images.image_shape[1:]
+        if height != width:
+            raise UsageError(
+                f"--decoys {folder}: pictures become squares, and the train images are of {height}×{width}."
+            )
+        found = _read("decoys", folder, width, of_train, store, progress)
+        if model is None or not model.num_classes:
+            return found
+        known = train.images.ids if isinstance(request.train, str | Path) else ()
+        _, labels, _ = folder_labels(known, found.images.ids, model.num_classes, "decoys")
+        return replace(found, images=replace(found.images, labels=labels))
+
+    pool = Pool.of(train.images, request.decoys, decoys, progress, trained=model is not None)
+    return OwnImages(train, queries, pool, model, store, device, progress)
 
 
 def _image_size(request: Request, model: DiffusionModel | None) -> int | None:

@@ -23,7 +23,7 @@ from attribench.records.lds import CostRecord, row_name
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
-from attribench.store.shared import SharedStore, Usage
+from attribench.store.shared import SharedStore, Usage, added
 from attribench.truth.experiment import Experiment
 from attribench.truth.folds import given, num_folds
 
@@ -104,6 +104,23 @@ def require(method: AttributionMethod, name: str, context: AttributionContext) -
         raise UsageError(f"{name} cannot run here: {reason}")
 
 
+def undefined_on(method: AttributionMethod, query_sets: Mapping[str, Queries]) -> dict[str, str]:
+    """The reason of each query set that a method is not defined on, by name; the others are not in it."""
+    reasons = {name: method.undefined_on(queries) for name, queries in query_sets.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def require_defined(method: AttributionMethod, name: str, queries: Queries) -> None:
+    """Insist that a method is defined on a query set.
+
+    Raises:
+        UsageError: it is not; with its reason.
+    """
+    reason = method.undefined_on(queries)
+    if reason is not None:
+        raise UsageError(f"{name} is not defined on the query set '{queries.name}': {reason}")
+
+
 class Scoring:
     """Scores of one method, kept in the store with what they cost.
 
@@ -154,6 +171,10 @@ class Scoring:
         self.cost = CostRecord(prepare_seconds=0, seconds_per_query=0, peak_bytes=0, stored_bytes=0)
         self.hardware: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
+
+    def undefined_on(self, query_sets: Mapping[str, Queries]) -> dict[str, str]:
+        """The reason of each query set that the method is not defined on, by name; :meth:`scores` is for the others."""
+        return undefined_on(self._method, query_sets)
 
     def complete(self, query_sets: Mapping[str, Queries]) -> bool:
         """Whether all scores are in the store, so that :meth:`scores` only reads them."""
@@ -210,13 +231,15 @@ class Scoring:
         with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
             yield result
         result["seconds"] = cost.seconds + usage.seconds
+        result["others_seconds"] = added(cost.others_seconds, usage.others_seconds)
         result["compile_seconds"] = cost.compile_seconds
         result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
         # What the method keeps for these data and options; its folder also holds that of other runs.
         result["stored"] = {**self._context.store.used, **usage.stored}
 
     def _piece_spec(self, piece: Queries) -> Spec:
-        return {**self.spec, "queries": self._context.inputs.seen(piece).content_hash}
+        content = self._context.inputs.seen(piece).content_hash
+        return {**self.spec, "queries": content, **({"sampling": vars(piece.sampling)} if piece.sampling else {})}
 
     def _add_up(self, prepared: Artifact, artifacts: list[tuple[Artifact, int]]) -> None:
         preparation = prepared.load_json("cost")
@@ -224,6 +247,8 @@ class Scoring:
         # A damaged one is set aside; the others speak for its queries.
         costs = [piece.load_json("cost") for piece, _ in found if piece is not None]
         num_queries = sum(count for piece, count in found if piece is not None)
+        seconds = preparation["seconds"] + sum(cost["seconds"] for cost in costs)
+        others = added(*(cost.get("others_seconds") for cost in (preparation, *costs)))
         self.hardware, self.versions = preparation["hardware"], preparation["versions"]
         stored = {name: size for cost in (preparation, *costs) for name, size in cost["stored"].items()}
         self.cost = CostRecord(
@@ -232,6 +257,7 @@ class Scoring:
             peak_bytes=max([preparation["peak_bytes"], *(cost["peak_bytes"] for cost in costs)]),
             stored_bytes=sum(stored.values()),
             compile_seconds=preparation["compile_seconds"] + sum(cost["compile_seconds"] for cost in costs),
+            others_share=None if others is None or not seconds else min(1.0, others / seconds),
         )
 
 
@@ -264,6 +290,7 @@ class CrossFitted(Scoring):
         """Scores ``(num_folds, num_queries, num_train)`` for every query set."""
         found = [fold.scores(query_sets) for fold in self._folds]
         first, costs = self._folds[0], [fold.cost for fold in self._folds]
+        shares = [cost.others_share for cost in costs if cost.others_share is not None]
         self.hardware, self.versions = first.hardware, first.versions
         self.cost = CostRecord(
             prepare_seconds=fmean(cost.prepare_seconds for cost in costs),
@@ -271,6 +298,7 @@ class CrossFitted(Scoring):
             peak_bytes=max(cost.peak_bytes for cost in costs),
             stored_bytes=max(cost.stored_bytes for cost in costs),
             compile_seconds=sum(cost.compile_seconds for cost in costs),
+            others_share=max(shares) if len(shares) == len(costs) else None,
         )
         return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
 
@@ -278,6 +306,13 @@ class CrossFitted(Scoring):
 def of_all_folds(scores: Tensor) -> Tensor:
     """Scores ``(num_queries, num_train)``: as they are, or the mean over folds."""
     return scores if scores.ndim == 2 else scores.mean(dim=0)
+
+
+def chosen_scores(scoring: Scoring, queries: Queries, chosen: Sequence[int]) -> Tensor:
+    """Scores of some queries of a set: those of the whole set, if an earlier run made them, else of these alone."""
+    if scoring.complete({queries.name: queries}):
+        return of_all_folds(scoring.scores({queries.name: queries})[queries.name])[list(chosen)]
+    return of_all_folds(scoring.scores({queries.name: queries.select(chosen)})[queries.name])
 
 
 def scorings(

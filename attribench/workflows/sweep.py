@@ -55,12 +55,13 @@ def sweep(
     vary: Axis,
     series: Axis | None = None,
 ) -> tuple[SweepRecord, Path]:
-    """Measure the LDS of one method, on both query sets, at every combination; the record is filed under ``results``.
+    """Measure the LDS of one method, on the query sets it is defined on, at every combination, and file the record.
 
     Nothing is chosen by it, and nothing retrained. Scores stay in the store, so that a longer sweep adds to a shorter one.
 
     Raises:
-        UsageError: not exactly one method, an unknown option, or a value that the method refuses.
+        UsageError: not exactly one method, an unknown option, a value that the method refuses, or no query set that it is
+            defined on.
     """
     if len(config.methods) != 1:
         raise UsageError("A sweep is of one --method.")
@@ -76,14 +77,20 @@ def sweep(
     parts = {name: Evaluation.reported(experiment, name) for name in experiment.query_sets}
     queries = {name: part.asked for name, part in parts.items()}
     points = []
+    undefined: dict[str, str] = {}
     scoring = None
     with progress.task(f"{base.name}: {len(configs)} combinations", len(configs)) as task:
         for (value, other), (item, method) in zip(combinations, methods, strict=True):
             context = make_context(experiment, method, item)
             require(method, base.name, context)
             scoring = Scoring.of(experiment, method, item, context)
-            scores = scoring.scores(queries)
-            found = {name: part.evaluate(scores[name]) for name, part in parts.items()}
+            missing = scoring.undefined_on(queries)
+            defined = {name: asked for name, asked in queries.items() if name not in missing}
+            if not defined:
+                raise UsageError(f"{base.name} cannot run here: {'; '.join(missing.values())}")
+            undefined |= missing
+            scores = scoring.scores(defined)
+            found = {name: parts[name].evaluate(scores[name]) for name in defined}
             points.append(
                 Point(
                     value=json_value(value),
@@ -100,7 +107,11 @@ def sweep(
         vary=vary.option,
         series_option=series.option if series else "",
         points=points,
-        num_queries={name: len(part.queries) for name, part in parts.items()},
+        num_queries={
+            name: len(part.queries) for name, part in parts.items() if any(name in point.results for point in points)
+        },
+        ground_truth_hashes={name: part.truth.hash for name, part in parts.items()},
+        undefined=undefined,
     )
     return save_file(record, results, progress=progress)
 

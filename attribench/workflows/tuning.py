@@ -1,8 +1,9 @@
 """Honest tuning: options are chosen on data that is named with every result, and never on what is reported.
 
 Standard protocol: chosen on the validation queries with all subsets, applied unchanged to the generated ones; the numbers on
-validation queries are then the chosen-on ones, and records say so. Strict protocol: chosen on half of the validation queries
-and half of the subsets, reported on the other halves.
+validation queries are then the chosen-on ones, and records say so. A method that is not defined on validation queries is
+tuned on the generated ones, and records say that. Strict protocol: chosen on half of the validation queries and half of the
+subsets, from options that were chosen on nothing, and reported on the other halves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from attribench.configuration.protocol import PROTOCOLS, ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.method import AttributionMethod
-from attribench.metrics.lds import linear_datamodeling_score
 from attribench.records.choices import Choice, Trial, save_choice
 from attribench.settings import Runtime
 from attribench.store.json_values import json_value
@@ -27,7 +27,7 @@ from attribench.truth.experiment import Experiment
 from attribench.workflows.checks import check_grid, instances, require_early
 from attribench.workflows.evaluation import Evaluation
 from attribench.workflows.opening import open_experiment, setting_hash
-from attribench.workflows.scoring import Scoring, make_context, require
+from attribench.workflows.scoring import Scoring, make_context, require, require_defined
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Evaluator:
     progress: Progress
 
     def __call__(self, options: Mapping[str, Any]) -> float:
-        given = {name: value for name, value in options.items() if name not in self.config.fixed}
+        given = {name: value for name, value in options.items() if name not in self.config.held}
         values = typed(self.config.cls, "method", {**self.config.options, **given})
         for trial in self.trials:
             if trial.options == json_value(values):
@@ -53,13 +53,8 @@ class _Evaluator:
         method = self._make(values, sorted(set(options) - set(given)))
         context = make_context(self.experiment, method, config)
         require(method, self.config.name, context)
-        scoring, queries, truth = (
-            Scoring.of(self.experiment, method, config, context),
-            self.data.queries,
-            self.data.truth,
-        )
-        scores = scoring.scores({"validation": queries})["validation"]
-        lds = linear_datamodeling_score(scores, truth.masks, truth.outputs).mean().item()
+        scoring, queries = Scoring.of(self.experiment, method, config, context), self.data.queries
+        lds = self.data.mean_lds(scoring.scores({queries.name: queries})[queries.name])
         changed = {key: value for key, value in values.items() if value != self.config.options.get(key)}
         self.trials.append(Trial(options=json_value(values), lds=lds))
         self.progress.message(f"{self.config.name} {changed or 'as configured'}: LDS×100 {100 * lds:.1f}")
@@ -82,23 +77,44 @@ def tune(
 ) -> tuple[Choice, Path]:
     """Choose the options of one method by its own search, and file the choice.
 
-    Retrains nothing: the ground truth and all scores come from the store once they are there.
+    Retrains nothing: the ground truth and all scores come from the store once they are there. The search begins with what is
+    configured and what was set by hand; under the strict protocol without the options that a data set's YAML says were chosen.
 
     Raises:
-        UsageError: the method has nothing to tune, or cannot run here.
+        UsageError: the method has nothing to tune, cannot run here, or is not defined on the queries that the protocol
+            chooses on.
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"Unknown --protocol {protocol!r}. Known: {', '.join(PROTOCOLS)}.")
+    candidates = {
+        name: method.options[name] if name in method.fixed else list(values)
+        for name, values in method.cls.search_from.items()
+    }
+    # What was chosen on all queries and subsets was chosen on those that the strict protocol reports.
+    method = replace(method, options=method.start(unchosen=protocol == "strict"))
     check_tunable(method)
     experiment = open_experiment(config, runtime, progress)
     require_early(instances([method]), experiment)
     if protocol == "strict":
         _ = experiment.halves  # too few to halve is known before any work
+    instance = method.cls(**method.options)
+    on_validation = instance.undefined_on(experiment.queries("validation"))
+    if on_validation is not None and protocol == "strict":
+        raise UsageError(
+            f"The strict protocol chooses on validation queries, and {method.name} is not defined on them: {on_validation}"
+        )
     experiment.prepare()
-    data = _choosing(experiment, protocol)
+    if on_validation is None:
+        data = _choosing(experiment, protocol)
+    else:
+        data = Evaluation.of(experiment, "generation")
+        require_defined(instance, method.name, data.asked)
+        progress.message(
+            f"{method.name} is not defined on validation queries: its options are chosen on the generated ones."
+        )
     evaluate = _Evaluator(experiment, method, data, [], progress)
-    found = method.cls.search(evaluate, method.options)
-    chosen = {name: value for name, value in found.items() if name not in method.fixed}
+    found = method.cls.search(evaluate, {**method.options, **candidates})
+    chosen = {name: value for name, value in found.items() if name not in method.held}
     options = typed(method.cls, "method", {**method.options, **chosen})
     lds = evaluate(chosen)
     choice = Choice(
@@ -109,6 +125,7 @@ def tune(
         setting_hash=setting_hash(experiment, config),
         options=json_value(options),
         lds=lds,
+        query_set=data.queries.name,
         query_ids=list(data.queries.ids),
         subsets=experiment.halves.choosing_subsets if protocol == "strict" else list(range(len(data.truth.masks))),
         trials=evaluate.trials,
@@ -123,11 +140,19 @@ def check_tunable(method: MethodConfig) -> None:
     Raises:
         UsageError: there is not, or it does not.
     """
-    own_search = method.cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
-    if not method.cls.search_space and not own_search:
+    if not is_tunable(method.cls):
         raise UsageError(f"{method.name} has nothing to tune: its class declares no search_space.")
-    if not own_search:
+    if not _searches_itself(method.cls):
         check_grid(method)
+
+
+def is_tunable(cls: type[AttributionMethod]) -> bool:
+    """Whether a method declares anything to choose."""
+    return bool(cls.search_space) or _searches_itself(cls)
+
+
+def _searches_itself(cls: type[AttributionMethod]) -> bool:
+    return cls.search.__func__ is not AttributionMethod.search.__func__  # type: ignore[attr-defined]
 
 
 def _choosing(experiment: Experiment, protocol: ProtocolName) -> Evaluation:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from attribench.computing.precision import float64_device
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.gradients.budget import shortage
@@ -16,7 +17,7 @@ from attribench.method import Access, AttributionContext, AttributionMethod, Eva
 from attribench.methods.nda.patches import check_patch_size
 from attribench.methods.nda.saved import SavedState
 from attribench.methods.nda.scorers import ENGINES, FastScorer, PatchScorer
-from attribench.methods.nda.search import search_per_timestep
+from attribench.methods.nda.search import TIMESTEPS, search_per_timestep
 from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method
 
@@ -65,6 +66,7 @@ class NDA(AttributionMethod):
     """
 
     access = Access.DATA
+    search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(
         self,
@@ -100,8 +102,7 @@ class NDA(AttributionMethod):
 
     def prepare(self, context: AttributionContext) -> None:
         """Give the train images to the engine."""
-        # Apple's GPUs have no float64, which sums over patches need.
-        self._device = torch.device("cpu") if context.device.type == "mps" else context.device
+        self._device = float64_device(context.device)  # which sums over patches need
         self._scorer = ENGINES[self._engine](self._compared(context.train_images), self._device)
 
     def attribute(self, queries: Queries) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load, save
 
 from attribench.data import ImageSet
@@ -31,7 +32,9 @@ class SavedState:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._saved = time.monotonic()
+        self._saved = self._started = time.monotonic()
+        #: Spent on the state that was loaded, by the calls that came to it; 0 before and without one.
+        self.seconds = 0.0
 
     @classmethod
     def of(
@@ -52,7 +55,9 @@ class SavedState:
         for file in self._files():
             content = file.read_bytes()
             if file.stem == _sum(content):
-                return StreamState.from_arrays(load(content))
+                arrays = load(content)
+                self.seconds = float(arrays.pop("seconds"))
+                return StreamState.from_arrays(arrays)
         return None
 
     def save_in_passing(self, state: StreamState) -> None:
@@ -61,8 +66,9 @@ class SavedState:
             self.save(state)
 
     def save(self, state: StreamState) -> None:
-        """Save the state, in place of the one before."""
-        before, content = self._files(), save(dict[str, Any](state.arrays()))
+        """Save the state, and what was spent on it, in place of the one before."""
+        spent = np.array(self.seconds + time.monotonic() - self._started)
+        before, content = self._files(), save(dict[str, Any]({**state.arrays(), "seconds": spent}))
         path = self._folder / f"{_sum(content)}.safetensors"
         atomic_write(path, content)
         for file in before:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribench.computing.cost import compiling
+from attribench.computing.cost import compiling, resumed
 from attribench.data import to_unit_range
 from attribench.methods.nda.convolution import patch_influence
 from attribench.methods.nda.engine.partial import Normaliser
@@ -67,6 +67,7 @@ class FastScorer:
         state = saved.load()
         if state is None:
             state = StreamState(np.zeros((len(tasks), len(self._train))))
+        resumed(saved.seconds)
         progress(state.pairs)
         try:
             scores = score_tasks(

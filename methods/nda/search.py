@@ -7,6 +7,8 @@ from typing import Any
 
 from attribench.method import Evaluate
 
+#: Tried unless the caller names others: later ones hardly hold anything but noise.
+TIMESTEPS = tuple(range(50, 501, 50))
 PATCH_SIZES = (3, 5, 7, 9, 11, 15, 21)
 LOW_RESOLUTION_PATCH_SIZES = (4, 6, 10, 14, 18, 22)
 ALPHAS = (0.25, 0.5, 0.75)
@@ -16,7 +18,8 @@ TOP_KS = (1, 10, 100)
 def search_per_timestep(evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
     """Choose patch sizes and α of every timestep by that timestep's own LDS, then the largest timestep, then top-k.
 
-    Single scales come first, then mixtures of the best two; the timesteps tried are those of ``options``.
+    Single scales come first, then mixtures of the best two; the timesteps tried are those of ``options``: :data:`TIMESTEPS`, or
+    the caller's.
     """
     chosen = [_best_at(timestep, evaluate) for timestep in sorted(options["timesteps"])]
     prefixes = [_together(chosen[: count + 1]) for count in range(len(chosen))]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from attribench.computing.cost import compiling
+from attribench.computing.precision import float64_device
 from attribench.diffusion.noise import NUM_TIMESTEPS, sample_noise
 from attribench.errors import AttribenchError, UsageError, nearest
 from attribench.gradients.budget import shortage
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Queries
 from attribench.methods.score_machine.machine import CUTS, ORDERS, MachineTask, Order, check_odd
-from attribench.methods.score_machine.search import search_machine
+from attribench.methods.score_machine.search import TIMESTEPS, search_machine
 from attribench.methods.score_machine.stream import SumEngine, influences
 from attribench.registry import register_method
 
@@ -56,6 +57,7 @@ class ScoreMachine(AttributionMethod):
     """
 
     access = Access.DATA
+    search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(
         self,
@@ -104,8 +106,7 @@ class ScoreMachine(AttributionMethod):
         """Choose the engine, and lay the mirror images beside the train images."""
         from attribench.methods.nda.engine.pixel_sums import CompiledSums, TorchSums, warm_up
 
-        # Apple's GPUs have no float64, which sharp weights need.
-        device = torch.device("cpu") if context.device.type == "mps" else context.device
+        device = float64_device(context.device)  # which sharp weights need
         if device.type == "cuda" or self._engine_name == "reference":
             self._engine = TorchSums(device)
         else:

@@ -7,13 +7,16 @@ from typing import Any
 
 from attribench.method import Evaluate
 
+#: Tried unless the caller names others.
+TIMESTEPS = tuple(range(100, 1000, 100))
 PATCH_SIZES = (3, 5, 7, 9, 11, 15, 21)
 
 
 def search_machine(evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the patch size of every timestep by that timestep's own LDS; then which timesteps, and their weighting.
 
-    Timesteps are those of ``options``. They are added from the best one down, as long as each raises the LDS.
+    Timesteps are those of ``options``: :data:`TIMESTEPS`, or the caller's. They are added from the best one down, as long as
+    each raises the LDS.
     """
     alone = [
         max(((evaluate(_together([(timestep, size)])), timestep, size) for size in PATCH_SIZES), key=lambda found: found[0])

@@ -120,7 +120,7 @@ def test_it_opens_with_what_was_found(report: Path, visit: Visit) -> None:
         "Of the methods that look at data alone, nda is best (60.0 [50.0, 70.0] on validation queries"
     )
     assert "of the methods that look at the model, dtrak is best" in said
-    assert "a perfect method would reach 75.0 (validation)" in said
+    assert "a perfect method would reach 75.0 [70.0, 80.0] (validation)" in said
 
 
 def test_a_gallery_shows_one_query_at_a_time(report: Path, visit: Visit) -> None:

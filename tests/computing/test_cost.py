@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attribench.computing.cost import compiling, measure
+from attribench.computing.cost import compiling, measure, resumed
 
 CPU = torch.device("cpu")
 MEGABYTE = 2**20
@@ -25,6 +25,19 @@ def test_compilation_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 7
     assert (inner.seconds, inner.compile_seconds) == (5, 200)
     assert (outer.seconds, outer.compile_seconds) == (12, 200)
+
+
+def test_what_an_interrupted_call_spent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attribench.computing.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with measure(CPU) as outer:
+        with measure(CPU) as inner:
+            now[0] += 5
+            resumed(40.0)
+        with measure(CPU) as later:
+            now[0] += 1
+    assert (inner.seconds, outer.seconds, later.seconds) == (45, 46, 1)
+    resumed(1.0)  # where nothing is measured, it says nothing
 
 
 MEMORY = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from attribench.configuration.files import DatasetConfig, dataset_config, read_yaml, shipped
-from attribench.configuration.options import typed
+from attribench.configuration.options import option_defaults, typed
 from attribench.configuration.resolution import method_config, resolve
 from attribench.errors import UsageError
 from attribench.registry import DATAMODULES
@@ -159,6 +160,35 @@ def test_a_data_set_may_have_options_for_a_named_configuration() -> None:
     assert method_config("trak-converged", base, "smoke", {}).options["num_timesteps"] == 100
 
 
+def test_what_was_tuned_and_then_set_by_hand_is_said() -> None:
+    methods = {"trak": {"small": {"regularization": 0.5, "noise_draws": 2, "num_timesteps": 20}}}  # 10 in its own file
+    base = DatasetConfig("digits", "small", {}, methods, {"trak": {"small": "all queries"}})
+
+    def tuned_on(**changed: object) -> str:
+        return method_config("trak", base, "small", changed).tuned_on
+
+    assert tuned_on(num_timesteps=7) == "all queries", "no tuned option"
+    assert tuned_on(regularization=0.5) == "all queries", "the same value"
+    assert tuned_on(regularization=0.1) == "all queries, then changed by hand: regularization"
+    assert tuned_on(regularization=0.1, noise_draws=3) == "", "nothing of the tuning is left"
+
+
+def test_where_a_search_begins() -> None:
+    methods = {"trak": {"small": {"regularization": 0.5}}, "nda": {"small": {"timesteps": [100, 200], "patch_size": 3}}}
+    tuned = DatasetConfig("digits", "small", {}, methods, {"trak": {"small": "all"}, "nda": {"small": "all"}})
+    trak = method_config("trak", tuned, "small", {"noise_draws": "3"})
+    defaults = option_defaults(trak.cls)
+    assert trak.start(unchosen=False) == {**defaults, "num_timesteps": 10, "regularization": 0.5, "noise_draws": 3}
+    assert trak.start(unchosen=True) == {**defaults, "num_timesteps": 10, "noise_draws": 3}
+    assert method_config("trak", replace(tuned, tuned_on={}), "small", {}).start(unchosen=True)["regularization"] == 0.5
+
+    # Timesteps set by hand say what is tried: they are where no search begins, so that patch sizes go with the configured ones.
+    nda = method_config("nda", tuned, "small", {"timesteps": [50], "top_k": 7})
+    assert nda.held == ["top_k"]
+    assert (nda.start(unchosen=False)["timesteps"], nda.start(unchosen=False)["top_k"]) == ([100, 200], 7)
+    assert nda.start(unchosen=True) == {**typed(nda.cls, "method", {}), "top_k": 7}
+
+
 @pytest.mark.parametrize(
     ("dataset", "preset", "methods", "options", "message"),
     [
@@ -227,3 +257,10 @@ def test_paper_presets_are_the_protocol_s(name: str) -> None:
         assert (model.attention_head_dim, model.norm_eps, model.downsample_padding) == (None, 1e-6, 0)
         assert (model.flip_sin_to_cos, model.freq_shift) == (False, 1)
     assert (model.layers_per_block, model.norm_num_groups, model.dropout) == (2, 32, 0.1)
+
+
+def test_a_row_named_by_a_file_whose_name_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.yaml")
+    file.write_text("method: pixel\n")
+    (method,) = resolve("digits", None, [str(file)], {}).methods
+    assert method.name == r"caf\xe9"

@@ -34,14 +34,14 @@ DECISIVE: dict[str, list[Part]] = {
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
     ],
-    "SAMPLING": ["diffusion/sampling.py", "diffusion/network.py", GenerateJob.run],
+    "SAMPLING": ["diffusion/sampling.py", "diffusion/trajectory.py", "diffusion/network.py", GenerateJob.run],
 }  # fmt: skip
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
     "TRAINING": (1, "6d01b77a7bbca445"),
     "LOSSES": (1, "7f45908361b6f7d2"),
-    "SAMPLING": (1, "adb213b6d970a8fd"),
+    "SAMPLING": (1, "3a5167ea8b2ac1f2"),
 }
 
 

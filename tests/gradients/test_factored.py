@@ -11,6 +11,8 @@ from dense_gradients import moments
 from torch import Tensor, nn
 from toy_problem import SEED, Prediction, Small, problem
 
+from attribench.configuration.resolution import resolve
+from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients import per_sample
@@ -74,14 +76,19 @@ def explicit(model: nn.Module, projection: FactoredProjection) -> Tensor:
         matrix[at : at + len(product), places.flatten()] = product
         left_out[places.flatten()] = False
         at += len(product)
-    rest = left_out.nonzero().flatten()
-    matrix[range(at, at + len(rest)), rest] = 1
-    assert at + len(rest) == projection.dim
+    for (begin, end), (place, rest) in projection._rest.items():
+        assert left_out[begin:end].all()
+        assert place.start == at
+        matrix[place, begin:end] = torch.eye(end - begin).double() if rest is None else rest.double()
+        left_out[begin:end] = False
+        at = place.stop
+    assert not left_out.any()
+    assert at == projection.dim
     return matrix
 
 
 @pytest.mark.parametrize("kind", [Small, Grouped])
-@pytest.mark.parametrize("dim", [100, 150, 200, 10**6])
+@pytest.mark.parametrize("dim", [12, 100, 150, 200, 10**6])
 def test_features_equal_the_explicit_projection_of_gradients(
     kind: Callable[[], nn.Module], dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,17 +114,45 @@ def test_the_width_is_the_largest_that_fits() -> None:
         ]
         assert projection.dim == sizes[0] <= dim
         assert sizes[1] > dim or sizes[1] == sizes[0]
-    with pytest.raises(UsageError, match="proj_dim must be at least 13 for a factored projection"):
-        FactoredProjection(layers, num_parameters(model), 12, 5, CPU)
+    with pytest.raises(UsageError, match="proj_dim must be at least 6 for a factored projection"):
+        FactoredProjection(layers, num_parameters(model), 5, 5, CPU)
 
 
-def test_inner_products_are_those_of_gradients_in_expectation() -> None:
+def test_norms_are_projected_where_they_would_take_most_of_the_features() -> None:
+    model = Small()
+    layers, size = layers_of(model), num_parameters(model)
+    for dim in range(6, 16):  # the norm has 8 parameters
+        projection = FactoredProjection(layers, size, dim, 5, CPU)
+        sizes = [
+            min(8, width) + sum(min(layer.outputs, width) * min(layer.inputs, width) for layer in layers)
+            for width in (projection.width, projection.width + 1)
+        ]
+        assert projection.dim == sizes[0] <= dim < sizes[1]
+        assert projection.spec["rest"] == "projected"
+    assert "rest" not in FactoredProjection(layers, size, 16, 5, CPU).spec
+
+
+def test_the_published_preset_s_model_fits_logra() -> None:
+    """Of 38 million parameters 27,904 are those of norms, many more than LoGra has features."""
+    config = resolve("cifar10", "paper", ["logra"], {})
+    model = build_network(config.settings.model, (3, 32, 32))
+    layers = kronecker_layers(model.eval(), (3, 32, 32), CPU)
+    assert layers is not None
+    (method,) = config.methods
+    assert method.options["projection"] == "factored"
+    projection = FactoredProjection(layers, num_parameters(model), method.options["proj_dim"], 5, CPU)
+    assert 0.7 * 4096 < projection.dim <= 4096
+    assert projection.matrix_bytes < 2**26
+
+
+@pytest.mark.parametrize("dim", [14, 60])
+def test_inner_products_are_those_of_gradients_in_expectation(dim: int) -> None:
     model = double(Small)
     gradients = found(model, None)
     layers, size = layers_of(model), num_parameters(model)
     products = []
     for seed in range(400):
-        features = gradients @ explicit(model, FactoredProjection(layers, size, 60, seed, CPU)).T
+        features = gradients @ explicit(model, FactoredProjection(layers, size, dim, seed, CPU)).T
         products.append(features @ features.T)
     mean, spread = torch.stack(products).mean(0), torch.stack(products).std(0)
     assert ((mean - gradients @ gradients.T).abs() < 4 * spread / 400**0.5).all()
@@ -173,7 +208,7 @@ def test_it_needs_less_memory_than_gradients(tmp_path: Path) -> None:
 def test_what_cannot_be_factored_is_a_reason_to_skip(tmp_path: Path) -> None:
     context, _ = problem(Small, tmp_path, SHAPE)
     reason = TRAK(num_timesteps=1, projection="factored", proj_dim=5).skip_reason(context)
-    assert reason == "proj_dim must be at least 13 for a factored projection of this network; got 5."
+    assert reason == "proj_dim must be at least 6 for a factored projection of this network; got 5."
 
     class Scaled(Small):
         def __init__(self) -> None:

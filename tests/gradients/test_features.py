@@ -367,3 +367,29 @@ def test_features_that_are_in_memory() -> None:
     assert (feature_set.num_samples, feature_set.dimensions) == (3, 3)
     assert torch.equal(feature_set.load(), torch.cat(chunks))
     assert [len(block) for block in feature_set.blocks(1)] == [2, 1]
+
+
+def test_gradients_far_too_large_are_refused_before_the_store_is_searched(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of images whose gradients are kept one by one, in no time."""
+    context = make_context(num_train=3)
+    asked = GradientFeatures(context, FeatureOptions("loss", 1, "identity"))
+    asked.of(context.target_model(), context.train)
+    size = sum(parameter.numel() for parameter in context.target_model().parameters())
+    many = image_set(5000)
+
+    def never(*_: object) -> Tensor:
+        raise AssertionError("the store was searched")
+
+    monkeypatch.setattr(features, "_CHUNK_BYTES", 4 * size)
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientFeatures, "_plan", never)
+        needed = (5000 - 1) * (4 * size + 4096)  # one artifact there is, which may be of one of these
+        patch.setattr(budget.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 1}))
+        assert f"({needed} bytes) on disk" in (asked.refusal(many) or "")
+    # Where what is in the store may be enough, it decides.
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    monkeypatch.setattr(features, "_CHUNK_BYTES", 64 * 2**20)
+    assert asked.refusal(context.train) is None
+    assert "on disk" in (GradientFeatures(context, FeatureOptions("mean", 1, "identity")).refusal(context.train) or "")

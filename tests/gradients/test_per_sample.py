@@ -13,6 +13,7 @@ from torch.func import functional_call, grad
 
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
+from attribench.errors import AttribenchError
 from attribench.gradients import per_sample
 from attribench.gradients.outputs import output_function
 from attribench.gradients.per_sample import layerwise_bytes, pass_size, summed_gradients
@@ -144,6 +145,43 @@ def test_a_parameter_that_no_layer_uses_is_not_forgotten() -> None:
     model = Scaled().double()
     assert layerwise_bytes(model, (2, 8, 8), CPU) is None
     torch.testing.assert_close(found(model, "loss"), expected(model, "loss"), rtol=1e-5, atol=1e-7)
+
+
+class Constant(nn.Module):
+    """A network with a layer that is given one row, whatever the batch; or as many as it is told."""
+
+    def __init__(self, rows: int = 1) -> None:
+        super().__init__()
+        self.convolution, self.embedding = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(3, 2)
+        self.register_buffer("constant", torch.ones(rows, 3))
+
+    def forward(self, noisy: Tensor, timesteps: Tensor) -> Prediction:
+        return Prediction(self.convolution(noisy) + self.embedding(self.constant).mean(0)[:, None, None])
+
+
+def test_a_layer_that_is_given_the_same_for_all_images_is_not_forgotten() -> None:
+    model = Constant().double()
+    assert layerwise_bytes(model, (2, 8, 8), CPU) is None
+    reference = expected(model, "mean-squared-l2-norm")
+    assert reference[:, -8:].all()
+    torch.testing.assert_close(found(model, "mean-squared-l2-norm"), reference, rtol=1e-5, atol=1e-7)
+
+
+def test_a_layer_that_is_first_missed_with_more_images_is_an_error() -> None:
+    model = Constant(rows=2).double()
+    assert layerwise_bytes(model, (2, 8, 8), CPU) is not None, "with two blank images, it looks like any other"
+    with pytest.raises(AttribenchError, match="layer by layer"):
+        found(model, "mean-squared-l2-norm")
+
+
+def test_bytes_a_row_do_not_depend_on_how_many_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["resnet"]()
+    two = layerwise_bytes(model, (2, 8, 8), CPU)
+    monkeypatch.setattr(per_sample, "_BLANKS", 4)
+    four = layerwise_bytes(model, (2, 8, 8), CPU)
+    assert two is not None
+    assert four is not None
+    assert four == pytest.approx(two, rel=0.02)
 
 
 def test_a_pass_is_as_large_as_memory_allows() -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from toy_problem import Small, problem
 
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients import budget
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.methods import compare
 from attribench.gradients.ridge import Ridge, divide
+from attribench.methods.trak import TRAK
 
 CPU = torch.device("cpu")
 
@@ -90,3 +94,24 @@ def test_similarities_equal_numpy(kind: str) -> None:
         expected /= np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
     found = compare(queries, train, kind).numpy()  # type: ignore[arg-type]
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_a_kernel_that_does_not_fit_is_a_reason_to_skip_before_gradients_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = problem(Small, tmp_path, (2, 4, 4))
+
+    def work(*_: object) -> torch.Tensor:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr("attribench.gradients.features.summed_gradients", work)
+    monkeypatch.setattr("attribench.gradients.plan.Plan.memory", lambda plan: 0)
+    monkeypatch.setattr("attribench.gradients.features.LIBRARY_BYTES", 0)
+    method = TRAK(num_timesteps=1)
+    monkeypatch.setattr(budget, "available_memory", lambda device: 3 * 8 * 8**2 - 1)  # eight train images, float64
+    assert "A kernel of 8 × 8 entries needs" in (method.skip_reason(context) or "")
+    monkeypatch.setattr(budget, "available_memory", lambda device: 3 * 8 * 8**2)
+    assert method.skip_reason(context) is None
+    few = TRAK(num_timesteps=1, projection="basic", proj_dim=5)  # the smaller of the two forms counts
+    monkeypatch.setattr(budget, "available_memory", lambda device: 3 * 8 * 5**2 - 1)
+    assert "A kernel of 5 × 5 entries needs" in (few.skip_reason(context) or "")

@@ -40,3 +40,18 @@ def test_the_damping_of_a_curvature_and_then_the_number_of_timesteps_are_found()
         return -abs(math.log10(options["damping"] / 0.01)) + 0.5 * (options.get("num_timesteps") == 100)
 
     assert cls.search(evaluate, {"num_timesteps": 10}) == {"damping": 0.01, "num_timesteps": 100}
+
+
+@pytest.mark.parametrize("name", ["dtrak", "ekfac"])
+def test_the_strength_is_chosen_anew_at_the_chosen_number_of_timesteps(name: str) -> None:
+    cls = load_method(name)
+    option = "damping" if name == "ekfac" else "regularization"
+    best = {10: 0.01, 100: 0.1}
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        number = options.get("num_timesteps", 10)
+        return -abs(math.log10(options[option] / best[number])) + 3 * (number == 100) + (options.get("f") == "mean")
+
+    found = cls.search(evaluate, {"num_timesteps": 10})
+    assert (found[option], found["num_timesteps"]) == (0.1, 100)
+    assert found.get("f", "mean") == "mean"

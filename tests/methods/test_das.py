@@ -48,7 +48,9 @@ def scores_of(method: DAS | TRAK, context: AttributionContext, queries: Queries)
     return score(method, queries)
 
 
-def brute_force(context: AttributionContext, queries: Queries, draws: int, share: float) -> np.ndarray:
+def brute_force(
+    context: AttributionContext, queries: Queries, draws: int, share: float, normalize: bool = False
+) -> np.ndarray:
     """What is squared, from the primal formula."""
     sides, root = [], []
     for images, ids in ((queries.images, queries.ids), (context.train.images, context.train.ids)):
@@ -56,19 +58,24 @@ def brute_force(context: AttributionContext, queries: Queries, draws: int, share
         gradients = [[moment.gradient(moment.predicted.mean()) for moment in own] for own in found]
         sides.append(torch.stack([torch.stack([g / g.norm() for g in own]).mean(0) for own in gradients]).numpy())
         root = [[(m.predicted - m.noise).square().mean().sqrt().item() for m in own] for own in found]
+    errors = np.array(root)
+    if normalize:
+        errors /= np.sqrt((errors**2).sum(axis=0))
     x, phi = sides
     _, values, axes = np.linalg.svd(phi, full_matrices=False)  # (ΦᵀΦ + λI)⁻¹Φᵀ along the axes of ΦᵀΦ
     eigenvalues = values[:, None] ** 2 + share * np.mean(np.sum(phi**2, axis=1))
     solved = axes.T @ ((axes @ phi.T) / eigenvalues)
     leverage = np.sum(phi.T * solved, axis=0)
-    result: np.ndarray = x @ solved * np.mean(root, axis=1) / (1 - leverage)
+    result: np.ndarray = x @ solved * errors.mean(axis=1) / (1 - leverage)
     return result
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("share", [0.01, 1.0])
-def test_scores_equal_the_formula(context: AttributionContext, queries: Queries, share: float) -> None:
+def test_scores_equal_the_formula(context: AttributionContext, queries: Queries, share: float, normalize: bool) -> None:
     options = {"num_timesteps": 4, "projection": "identity", "noise_draws": 2, "regularization": share}
-    expected = brute_force(context, queries, 2, share)
+    options["normalize_residuals"] = normalize
+    expected = brute_force(context, queries, 2, share, normalize)
     signed = scores_of(DAS(signed=True, **options), context, queries).numpy()  # type: ignore[arg-type]
     squared = scores_of(DAS(**options), context, queries).numpy()  # type: ignore[arg-type]
     assert (expected < 0).any() or share == 1.0  # the square makes a difference
@@ -97,6 +104,19 @@ def test_errors_of_more_timesteps_and_draws_add_to_those_that_are_there(
     asked.clear()
     scores_of(DAS(num_timesteps=10, signed=True, **options), shared, queries)  # type: ignore[arg-type]
     assert not asked
+
+
+def test_residuals_of_either_kind_in_one_store_are_kept_apart(context: AttributionContext, queries: Queries) -> None:
+    shared = replace(context, shared=SharedStore(context.store.scoped("shared")))
+    options = {"num_timesteps": 4, "projection": "identity"}
+    found = [
+        scores_of(DAS(normalize_residuals=normalize, **options), shared, queries)  # type: ignore[arg-type]
+        for normalize in (False, True, False)
+    ]
+    assert torch.equal(found[0], found[2])
+    ratio = found[1] / found[0]  # of the residuals' squares, the same for all queries, but not for all train images
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5)
+    assert ratio[0].std() > 1e-4 * ratio[0].mean()
 
 
 @pytest.mark.parametrize("signed", [False, True])

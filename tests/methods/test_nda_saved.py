@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from attribench import Access, AttributionContext, ImageSet, Queries
+from attribench.computing.cost import measure
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.method import score, start
 from attribench.methods.nda import NDA
@@ -152,3 +156,42 @@ def test_a_state_of_other_queries_or_images_is_not_used(tmp_path: Path, monkeypa
     shards.interrupt_at = None
     score(prepared(tmp_path / "store"), Queries.of(image_set(3, "query"), "queries"))
     assert shards.starts == [0, 10, 20, 0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("interruptions", [1, 2])
+def test_what_interrupted_calls_spent_is_part_of_the_cost(
+    interruptions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("attribench.methods.nda.saved.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("attribench.computing.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    shards = Shards(monkeypatch)
+    counted = Engine.partials
+
+    def slow(engine: Engine, *args: Any) -> list[PartialInfluence]:
+        found = counted(engine, *args)
+        now[0] += 10.0
+        return found
+
+    method = prepared(tmp_path / "store")  # compiles, before anything takes time
+    monkeypatch.setattr(Engine, "partials", slow)
+    for number in range(interruptions):
+        shards.interrupt_at = 1 + number
+        with pytest.raises(KeyboardInterrupt), measure(torch.device("cpu")):
+            score(method, queries())
+        now[0] += 1000.0  # until it is called again
+    shards.interrupt_at = None
+    with measure(torch.device("cpu")) as cost:
+        score(method, queries())
+    assert shards.starts == [0, 10, 20, 30, 40]
+    assert cost.seconds == 50.0, "of the five shards, whichever call computed them"
+
+
+def test_a_state_without_mirror_images_is_not_one_with_them(tmp_path: Path) -> None:
+    store, train = ArtifactStore(tmp_path), image_set(5, "train")
+    plain, mirrored = (SavedState.of(store, [], train, flips=flips) for flips in (False, True))
+    plain.save(stream.StreamState(np.ones((1, 5))))
+    assert mirrored.load() is None
+    again = SavedState.of(store, [], train).load()
+    assert again is not None
+    assert again.scores.tolist() == [[1.0] * 5]

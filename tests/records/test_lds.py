@@ -173,3 +173,25 @@ def test_choices_of_other_settings_are_never_replaced(tmp_path: Path) -> None:
     save_choice(choice(theirs, 0.4), tmp_path)
     found = [load_choice(tmp_path, "digits", "small", "nda", "standard", setting).lds for setting in (ours, theirs)]
     assert found == [0.3, 0.4]
+
+
+def test_a_sweep_of_another_ground_truth_is_another_one(tmp_path: Path) -> None:
+    base = sample_record().model_dump(exclude={"results", "cost", "protocol"})
+    said: list[str] = []
+
+    class Notes(Progress):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    def save(**truths: str) -> None:
+        save_file(SweepRecord(**base, vary="top_k", points=[], ground_truth_hashes=truths), tmp_path, progress=Notes())
+
+    save()  # as an earlier version filed it
+    save(validation="v", generation="g")
+    assert said == [], "it takes the earlier version's place"
+    save(validation="v")
+    assert said == []
+    save(validation="other")
+    assert len(said) == 1
+    assert "superseded" in said[0]
+    assert [sweep.ground_truth_hashes for sweep in load_sweeps(tmp_path)] == [{"validation": "other"}]

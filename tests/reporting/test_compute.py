@@ -7,11 +7,13 @@ from sample_records import sample_record
 
 from attribench.records.lds import CostRecord, MeasuredLDS
 from attribench.records.sweep import Point, SweepRecord
-from attribench.reporting.compute import comparisons, compute_table
+from attribench.reporting.compute import Comparison, comparisons, compute_table
 from attribench.reporting.figures.charts import compute_against_lds
 
 
-def sweep(method: str, points: list[tuple[Any, float, float | None]], vary: str = "num_timesteps") -> SweepRecord:
+def sweep(
+    method: str, points: list[tuple[Any, float, float | None]], vary: str = "num_timesteps", **changes: Any
+) -> SweepRecord:
     """Points as (value, LDS, seconds of preparation)."""
     base = sample_record(method=method).model_dump(exclude={"results", "cost", "protocol"})
     made = [
@@ -22,7 +24,13 @@ def sweep(method: str, points: list[tuple[Any, float, float | None]], vary: str 
         )
         for value, lds, seconds in points
     ]
-    return SweepRecord(**base, vary=vary, points=made, num_queries={"validation": 100, "generation": 100})
+    base = {**base, "num_queries": {"validation": 100, "generation": 100}, **changes}
+    return SweepRecord(**base, vary=vary, points=made)
+
+
+def converged(comparison: Comparison, method: str) -> str | None:
+    found = comparison.converged(method)
+    return None if found is None else found.text
 
 
 def cost(seconds: float) -> CostRecord:
@@ -34,17 +42,59 @@ def test_the_quickest_setting_within_a_point_of_the_best_has_converged() -> None
         [sweep("trak", [(100, 0.40, 200.0), (10, 0.20, 20.0), (50, 0.391, 100.0), (200, 0.395, 400.0)])]
     )
     assert [setting.text for setting in found.settings["trak"]] == [f"num_timesteps={n}" for n in (10, 50, 100, 200)]
-    assert found.converged("trak").text == "num_timesteps=50"
+    assert converged(found, "trak") == "num_timesteps=50"
     table = compute_table(found)
-    assert table.rows[1] == ["trak", "num_timesteps=50", "39.1", "19.6", "600 ms"]  # 100 s / 200 queries + 0.1 s
+    assert table.rows[1] == [
+        "trak",
+        "num_timesteps=50",
+        "39.1",
+        "19.6",
+        "600 ms",
+        "nothing",
+    ]  # 100 s / 200 queries + 0.1 s
     assert {row for row, _ in table.bold} == {1}
+    assert not any(note.startswith("Not converged") for note in table.notes)
 
 
 def test_one_point_below_is_within_and_more_is_not() -> None:
     (found,) = comparisons(
-        [sweep("a", [(1, 0.3899, 1.0), (2, 0.40, 2.0)]), sweep("b", [(1, 0.3901, 1.0), (2, 0.40, 2.0)])]
+        [
+            sweep("a", [(1, 0.3899, 1.0), (2, 0.40, 2.0), (3, 0.40, 3.0)]),
+            sweep("b", [(1, 0.3901, 1.0), (2, 0.40, 2.0)]),
+        ]
     )
-    assert (found.converged("a").text, found.converged("b").text) == ("num_timesteps=2", "num_timesteps=1")
+    assert (converged(found, "a"), converged(found, "b")) == ("num_timesteps=2", "num_timesteps=1")
+
+
+def test_the_last_setting_that_was_tried_is_not_where_a_method_converges() -> None:
+    rising: list[tuple[Any, float, float | None]] = [(1, 0.2, 1.0), (2, 0.3, 2.0), (3, 0.32, 3.0)]
+    (found,) = comparisons(
+        [sweep("a", rising), sweep("b", rising[:1]), sweep("c", [*rising, (4, 0.321, 4.0)]), sweep("d", rising[1:2])]
+    )
+    assert [converged(found, name) for name in "abcd"] == [None, None, "num_timesteps=3", None]
+    table = compute_table(found)
+    assert {table.rows[row][0] for row, _ in table.bold} == {"c"}
+    assert "Not converged within what was tried: a, b, d." in table.notes
+    assert compute_against_lds(found).get_suptitle().endswith("Not converged within what was tried: a, b, d.")
+
+
+def test_options_say_what_they_were_chosen_on_and_the_preset_what_it_is() -> None:
+    (found,) = comparisons(
+        [sweep("trak", [(10, 0.2, 1.0)], tuned_on="validation queries"), sweep("nda", [(1, 0.1, 1.0)])]
+    )
+    table = compute_table(found)
+    assert {row[0]: row[-1] for row in table.rows} == {"trak": "validation queries", "nda": "nothing"}
+    assert (table.columns[-1].name, table.columns[-1].place) == ("tuned on", "note")
+    assert "Preset small is CPU-sized: not comparable with published numbers." in table.notes
+
+
+def test_sweeps_of_other_ground_truths_are_apart() -> None:
+    points: list[tuple[Any, float, float | None]] = [(10, 0.2, 1.0)]
+    here, elsewhere = ({"validation": "v", "generation": name} for name in ("g", "h"))
+    one, other = sweep("a", points, ground_truth_hashes=here), sweep("b", points, ground_truth_hashes=elsewhere)
+    assert [list(found.settings) for found in comparisons([one, other])] == [["a"], ["b"]]
+    # Of an earlier version's record the ground truth is not known: it belongs with those of its setting.
+    assert [list(found.settings) for found in comparisons([sweep("old", points), one])] == [["a", "old"]]
 
 
 def test_other_options_and_unknown_costs_are_left_out() -> None:
@@ -63,7 +113,7 @@ def test_timesteps_are_told_by_number_and_range() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_the_figure_has_a_curve_a_method_and_its_converged_setting_filled() -> None:
-    points = [(10, 0.2, 20.0), (100, 0.4, 200.0)]
+    points = [(10, 0.2, 20.0), (100, 0.4, 200.0), (200, 0.4, 400.0)]
     (found,) = comparisons([sweep("trak", points), sweep("dtrak", points)])  # type: ignore[arg-type]
     figure = compute_against_lds(found)
     axes = figure.axes[0]

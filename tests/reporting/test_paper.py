@@ -10,7 +10,7 @@ from sample_records import sample_record, sample_result
 from sample_results import write_results
 
 from attribench.cli import main
-from attribench.records.lds import load_records
+from attribench.records.lds import Record, load_records
 from attribench.reporting.boards import boards
 from attribench.reporting.formats import render
 from attribench.reporting.paper import paper_tables
@@ -81,6 +81,26 @@ def test_our_row_of_100_timesteps_stands_beside_the_published_one() -> None:
     assert [table.rows[number][0] for number in table.rules] == ["Gradient (dot)"]
     (plain,) = paper_tables(boards(records))
     assert [row[0] for row in plain.rows] == ["D-TRAK", "D-TRAK, K = 100"]
+
+
+def test_a_named_configuration_of_100_timesteps_stands_beside_the_published_one() -> None:
+    hundred = {"num_timesteps": 100, "noise_draws": 1}
+
+    def rows(*records: Record) -> dict[str, list[str]]:
+        (table,) = paper_tables(boards(records), with_published=True)
+        return {row[0]: row[1:] for row in table.rows}
+
+    def record(method: str, **options: int) -> Record:
+        return sample_record(dataset="cifar2", method=method, access="MODEL", options={**hundred, **options})
+
+    same = rows(record("trak-converged"), record("dtrak"))
+    assert same["TRAK, K = 100"] == ["49.0 ± 2.0", "39.0 ± 2.0", "23.59 ± 0.46", "15.87 ± 0.39"]
+    assert "trak-converged" not in same
+    other = rows(record("trak-converged", noise_draws=10), record("dtrak"))
+    assert other["trak-converged"] == ["49.0 ± 2.0", "39.0 ± 2.0", "—", "—"]
+    assert other["TRAK, K = 100"][:2] == ["—", "—"]
+    both = rows(record("trak-converged"), record("trak[num_timesteps=100]"))
+    assert both["TRAK, K = 100"][0] == both["trak-converged"][0] == "49.0 ± 2.0"
 
 
 def test_errata_are_marked_and_explained_below() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from attribench.configuration.options import option_defaults
 from attribench.configuration.resolution import all_methods, dataset_config, method_config
-from attribench.reporting.published import load_published
+from attribench.reporting.formats import latex_escape
+from attribench.reporting.published import Erratum, footnote_mark, load_published
 from attribench.settings import QUERY_SETS
 
 #: The cells that the authors of D-TRAK published in their own evaluation, beside the repository.
@@ -102,3 +104,35 @@ def test_rows_are_named_as_our_tables_name_them() -> None:
         assert changed in ("", "num_timesteps=100]")
         assert bool(changed) == method.name.endswith("K = 100")
         assert not changed or option_defaults(cls)["num_timesteps"] == 10
+
+
+@pytest.mark.parametrize("dataset", ["cifar2", "cifar10", "celeba"])
+def test_a_named_configuration_stands_for_a_row_where_it_is_the_same(dataset: str) -> None:
+    base, known = dataset_config(dataset), all_methods()[0]
+    hundred = [method for method in PUBLISHED.methods if method.also]
+    assert len(hundred) == 9
+    for method in hundred:
+        ((name, _),) = method.also.items()
+        assert name in known
+        assert method.row is not None
+        plain, _, changed = method.row.partition("[")
+        assert changed == "num_timesteps=100]"
+        ours, theirs = (
+            method_config(*row) for row in ((name, base, "paper", {}), (plain, base, "paper", {"num_timesteps": 100}))
+        )
+        assert (ours.cls, ours.options) == (theirs.cls, theirs.options)
+        assert method.is_also(name, ours.options)
+        assert not method.is_also(name, {**ours.options, "noise_draws": 10})
+        assert not method.is_also(plain, ours.options)
+
+
+def test_there_is_a_mark_for_every_erratum() -> None:
+    assert [footnote_mark(number) for number in (0, 1, 2, 3, 9, 11)] == ["¹", "²", "³", "⁴", "¹⁰", "¹²"]
+    errata = [Erratum("cifar2", "validation", [method.name], "wrong") for method in PUBLISHED.methods[:11]]
+    published = replace(PUBLISHED, errata=errata)
+    for number in (3, 10):
+        cell = published.cell(errata[number].methods[0], "cifar2", "validation")
+        assert cell is not None
+        assert cell.mark == footnote_mark(number)
+    assert sum(note.startswith(("⁴ ", "¹¹ ")) for note in published.notes(["cifar2"])) == 2
+    assert latex_escape("1.0⁴") == "1.0$^4$"

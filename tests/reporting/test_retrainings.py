@@ -29,7 +29,28 @@ def test_a_method_is_worth_the_retrainings_with_its_lds() -> None:
     assert [row[:3:2] for row in table.rows[:5]] == [["a", "> 48"], ["e", "32"], ["d", "16"], ["b", "12"], ["c", "< 8"]]
     assert [(row[0], row[2]) for row in table.rows[5:]] == [("datamodel", n) for n in ("8", "16", "32", "40", "48")]
     assert table.rules == {5}
-    assert table.rows[0][3:] == ["—", "—"]
+    assert table.rows[0][3:] == ["—", "—", "nothing"]
+    assert table.columns[-1].name == "tuned on"
+    assert "Preset small is CPU-sized: not comparable with published numbers." in table.notes
+
+
+def test_what_options_were_chosen_on_is_said() -> None:
+    ours = record("trak", 0.2).model_copy(update={"tuned_on": "validation queries"})
+    (found,) = yardsticks(boards([ours]), [sweep([(8, 0.1)])])
+    assert [row[-1] for row in retrainings_table(found).rows] == ["validation queries", "nothing"]
+
+
+def test_a_yardstick_is_of_the_ground_truth_that_it_measures() -> None:
+    other = record("trak", 0.3)
+    result = other.results["validation"].model_copy(update={"ground_truth_hash": "h"})
+    other = other.model_copy(update={"results": {"validation": result}})
+    both = boards([record("trak", 0.2), other])
+    assert len(both) == 2
+    for truth, expected in (("g", 0.2), ("h", 0.3)):
+        (found,) = yardsticks(both, [sweep([(8, 0.1)], ground_truth_hashes={"validation": truth})])
+        assert found.board.first.results["validation"].lds == expected
+    assert yardsticks(both, [sweep([(8, 0.1)], ground_truth_hashes={"validation": "elsewhere"})]) == []
+    assert len(yardsticks(both, [sweep([(8, 0.1)])])) == 1, "an earlier version's record"
 
 
 def test_it_measures_neither_itself_nor_other_settings() -> None:

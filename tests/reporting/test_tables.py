@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 from sample_records import sample_record, sample_result
+from sample_results import write_results
 
-from attribench.records.lds import BandResult, CeilingRecord, QuerySetResult
+from attribench.metrics.comparison import distinguishable
+from attribench.records.lds import BandResult, CeilingRecord, CostRecord, QuerySetResult, load_records
 from attribench.reporting.boards import boards
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import FORMATS, Column, Table, duration, render
@@ -66,6 +69,20 @@ def test_what_is_given_retrained_models_is_no_rival() -> None:
     assert table.bold == {(1, 1), (1, 3)}
     assert any("no rivals but a reference" in note for note in table.notes)
     assert board.best == {"validation": {"nda"}, "generation": {"nda"}}
+
+
+def test_times_that_were_taken_beside_other_work_are_told() -> None:
+    def taken(share: float | None) -> CostRecord:
+        return CostRecord(prepare_seconds=1, seconds_per_query=1, peak_bytes=0, stored_bytes=0, others_share=share)
+
+    records = [
+        sample_record(method=name, cost=taken(share))
+        for name, share in (("a", 0.456), ("b", 0.05), ("c", None), ("d", 0.9))
+    ]
+    (table,) = leaderboards(records)
+    (said,) = [note for note in table.notes if "others used" in note]
+    assert said.endswith("and are too long: a 46 %, d 90 %.")
+    assert not any("others used" in note for note in leaderboards([sample_record(cost=taken(0.05))])[0].notes)
 
 
 def test_undefined_queries_are_told() -> None:
@@ -141,11 +158,25 @@ def test_by_noise_level_every_band_has_a_column_and_its_ceiling() -> None:
     ]
     (board,) = boards(records)
     (table,) = band_tables(board)  # of generated queries there is nothing by band
-    assert table.header == ["method", "t 0–99", "t 900–999"]
-    assert sorted(table.rows[:2]) == [["nda", "50.0", "40.0"], ["pixel", "20.0", "40.0"]]
-    assert table.rows[2] == ["noise ceiling", "90.0", "90.0"]
+    assert table.header == ["method", "t 0–99", "t 900–999", "tuned on"]
+    assert sorted(table.rows[:2]) == [["nda", "50.0", "40.0", "nothing"], ["pixel", "20.0", "40.0", "nothing"]]
+    assert table.rows[2] == ["noise ceiling", "90.0", "90.0", "—"]
     assert {column for _, column in table.bold} == {1, 2}
-    assert (table.rows.index(["nda", "50.0", "40.0"]), 1) in table.bold
+    assert (table.rows.index(["nda", "50.0", "40.0", "nothing"]), 1) in table.bold
+
+
+def test_by_noise_level_too_retrained_models_are_no_rivals() -> None:
+    records = [
+        sample_record(results={"validation": banded(0.2)}, tuned_on="validation queries"),
+        sample_record(method="pixel", results={"validation": banded(0.1)}),
+        sample_record(method="datamodel", access="RETRAINED", results={"validation": banded(0.5)}),
+    ]
+    (table,) = band_tables(boards(records)[0])
+    assert {table.rows[row][0] for row, column in table.bold if column == 1} == {"nda"}
+    assert {row[0]: row[-1] for row in table.rows}["nda"] == "validation queries"
+    assert any("no rivals" in note for note in table.notes)
+    (alone,) = band_tables(boards(records[2:])[0])
+    assert not alone.bold
 
 
 def test_what_is_found_says_what_is_best_of_each_kind() -> None:
@@ -161,6 +192,34 @@ def test_what_is_found_says_what_is_best_of_each_kind() -> None:
     )
     (strict,) = boards([record.model_copy(update={"protocol": "strict"}) for record in board.records])
     assert finding(strict).endswith("Judged by 12 retrained models on random parts of 500 train images.")
+
+
+def test_what_is_found_says_what_options_were_chosen_on() -> None:
+    tuned = sample_record(tuned_on="all validation queries")
+    model = sample_record(method="trak", access="MODEL", tuned_on="a pilot run")
+    (board,) = boards([tuned, model])
+    said = (
+        "; options of nda were chosen on all validation queries, of trak were chosen on a pilot run: "
+        "the numbers on validation queries are those they were chosen on"
+    )
+    assert said in finding(board)
+    (strict,) = boards([tuned.model_copy(update={"protocol": "strict"})])
+    assert "options of nda were chosen on all validation queries." in finding(strict)
+    (untuned,) = boards([sample_record()])
+    assert "chosen" not in finding(untuned)
+
+
+def test_what_is_found_gives_the_ceiling_s_interval_and_no_lead_that_is_none(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    board = next(board for board in boards(load_records(results), results) if board.first.preset == "small")
+    said = finding(board)
+    assert "a perfect method would reach 75.0 [70.0, 80.0] (validation) and 75.0 [70.0, 80.0] (generation)" in said
+    for name in ("validation", "generation"):
+        differ = distinguishable(board.comparisons[name])
+        assert not differ["nda", "dtrak"]
+        assert f"on {name} queries, not distinguishable from dtrak" in said
+        assert f"on {name} queries, not distinguishable from nda" in said
+    assert "from random" not in said
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,13 @@ def test_a_store_remembers_what_was_used_through_it(tmp_path: Path) -> None:
     assert found is not None
     assert store.used == {f"kind/{made.key}": made.num_bytes, f"kind/{found.key}": found.num_bytes}
     assert made.num_bytes == sum(file.stat().st_size for file in made.folder.iterdir())
+
+
+def test_folders_of_a_kind_are_counted(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    assert store.count("numbers") == 0
+    for number in range(3):
+        store.get_or_create("numbers", {"n": number}, lambda staging: staging.save_json("n", 1))
+    store.scoped("other").get_or_create("numbers", {"n": 0}, lambda staging: staging.save_json("n", 1))
+    assert store.count("numbers") == 3
+    assert store.scoped("other").count("numbers") == 1

@@ -14,7 +14,7 @@ from attribench.configuration.resolution import MethodConfig
 from attribench.data import folders
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.embeddings import image_embedder as embeddings
-from attribench.gradients import ekfac, features, residuals
+from attribench.gradients import ekfac, features, residuals, trajectories
 from attribench.method import Access
 from attribench.registry import METHODS
 from attribench.store import code as identity
@@ -130,6 +130,7 @@ def test_a_class_whose_source_is_unknown_is_never_taken_for_another() -> None:
         ("gradients/ridge.py", True),
         ("method.py", True),
         ("diffusion/noise.py", True),
+        ("diffusion/trajectory.py", True),
         ("reporting/tables.py", False),
         ("commands/runs.py", False),
         ("diffusion/training.py", False),  # the weights of models enter instead
@@ -174,9 +175,10 @@ def test_nothing_that_a_method_reaches_is_left_out() -> None:
 
 #: What is imported for its messages, its books and its bars, and decides no number.
 BESIDE = {
-    "computing/__init__.py", "computing/cost.py", "computing/progress.py", "data/__init__.py", "diffusion/__init__.py",
-    "embeddings/__init__.py", "errors.py", "gradients/__init__.py", "gradients/budget.py", "gradients/needs.py", "method.py",
-    "store/__init__.py", "store/artifacts.py", "store/code.py", "store/files.py", "store/shared.py",
+    "computing/__init__.py", "computing/cost.py", "computing/others.py", "computing/progress.py", "data/__init__.py",
+    "diffusion/__init__.py", "embeddings/__init__.py", "errors.py", "gradients/__init__.py", "gradients/budget.py",
+    "gradients/needs.py", "method.py", "store/__init__.py", "store/artifacts.py", "store/code.py", "store/files.py",
+    "store/shared.py",
 }  # fmt: skip
 
 
@@ -186,6 +188,7 @@ BESIDE = {
         ("gradients/features.py", features.DECISIVE),
         ("gradients/residuals.py", residuals._DECISIVE),
         ("gradients/ekfac.py", ekfac._DECISIVE),
+        ("gradients/trajectories.py", trajectories._DECISIVE),
         ("embeddings/image_embedder.py", embeddings._DECISIVE),
         ("data/folders.py", {*folders._DECISIVE, "data/image_sets.py"}),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attribench.store.artifacts import ArtifactStore, Staging
-from attribench.store.shared import SharedStore
+from attribench.store.shared import SharedStore, added
 
 
 def build(staging: Staging) -> None:
@@ -50,3 +50,18 @@ def test_a_watch_ends_with_its_block(tmp_path: Path) -> None:
         raise KeyError
     shared.get_or_create("thing", {}, build)
     assert not usage.stored
+
+
+def test_others_share_of_what_is_found_is_that_of_its_making_and_unknown_where_it_was_not_kept(tmp_path: Path) -> None:
+    first = SharedStore(ArtifactStore(tmp_path))
+    made = [first.get_or_create("thing", {"a": number}, build) for number in (1, 2)]
+    assert all(artifact.info["others_seconds"] >= 0 for artifact in made)
+
+    second = SharedStore(ArtifactStore(tmp_path))
+    with second.watch() as found:
+        for number in (1, 2):
+            second.get_or_create("thing", {"a": number}, build)
+    kept = [second.store.find("thing", {"a": number}) for number in (1, 2)]
+    assert found.others_seconds == sum(artifact.info["others_seconds"] for artifact in kept if artifact)
+    assert added(1.0, 2.5) == 3.5
+    assert added(1.0, None) is None

@@ -7,7 +7,9 @@ import pytest
 import torch
 from tiny_data import TinyData
 
+from attribench import ImageSet, Sampling
 from attribench.diffusion import training
+from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.errors import ArtifactError
 from attribench.settings import Runtime, Settings
 from attribench.store.artifacts import ArtifactStore
@@ -146,3 +148,23 @@ def test_generated_queries_are_bound_to_the_target_model(experiment: Experiment)
     assert target is not None
     assert experiment.generation_spec(target)["weights"] == target.digest
     assert len(list(experiment.models().checkpoints())) == 2
+
+
+def test_generated_queries_say_how_they_were_sampled(experiment: Experiment) -> None:
+    queries = experiment.queries("generation")
+    sampling = queries.sampling
+    assert sampling == Sampling((0, 1, 2, 3, 4), 3, 0.0)
+    assert experiment.queries("validation").sampling is None
+    network, shape = experiment.target.load(experiment.store), experiment.train.image_shape
+    steps = list(ddim_trajectory(network, sampling.seeds, shape, 3, 0.0, torch.device("cpu")))
+    assert [step.timestep for step in steps] == [666, 333, 0]
+    assert torch.equal(to_pixels(steps[-1].sample), queries.images)  # bit for bit
+
+
+def test_queries_of_other_names_are_not_said_to_be_sampled(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attribench.truth.experiment.generated_ids", lambda count: tuple(map(str, range(count))))
+    images = ImageSet(experiment.validation.images, tuple("abcdef"))
+    monkeypatch.setattr(Experiment, "query_images", lambda self, name, task=None: images)
+    assert experiment.queries("generation").sampling is None

@@ -9,10 +9,13 @@ import pytest
 import torch
 import yaml
 
+from attribench import Sampling
 from attribench.cli import main
+from attribench.computing.device import single_thread
 from attribench.computing.progress import silent_progress
 from attribench.configuration.files import shipped as shipped_files
 from attribench.configuration.resolution import resolve
+from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.records.lds import load_record, load_records
 from attribench.settings import QUERY_SETS, Runtime
 from attribench.store.artifacts import ArtifactStore
@@ -50,6 +53,20 @@ def test_digits_are_of_the_usual_preset(shipped: Bundle) -> None:
 def test_its_subsets_are_those_that_are_drawn_today(shipped: Bundle, tmp_path: Path) -> None:
     experiment = open_experiment(resolve("digits", None, [], {}), Runtime(workdir=str(tmp_path)), silent_progress)
     assert torch.equal(experiment.masks, shipped.masks)
+
+
+def test_its_generated_queries_are_where_their_trajectories_end(tmp_path: Path) -> None:
+    config = with_shipped(resolve("digits", None, [], {}), silent_progress)
+    experiment = open_experiment(config, Runtime(workdir=str(tmp_path), accelerator="cpu"), silent_progress)
+    experiment.prepare()
+    queries = experiment.queries("generation")
+    sampling = queries.sampling
+    assert sampling == Sampling(tuple(range(100)), 50, 0.0)
+    network, shape = experiment.target.load(experiment.store), experiment.train.image_shape
+    with single_thread(torch.device("cpu")):
+        *_, last = ddim_trajectory(network, sampling.seeds, shape, 50, 0.0, torch.device("cpu"))
+    # Other processors sum in another order.
+    assert (to_pixels(last.sample).int() - queries.images.int()).abs().max() <= 1
 
 
 @pytest.mark.slow

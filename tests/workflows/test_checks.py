@@ -25,10 +25,11 @@ from attribench.reporting.paper import paper_tables
 from attribench.reporting.tables import leaderboards
 from attribench.settings import Runtime, Settings
 from attribench.truth.experiment import Experiment
-from attribench.workflows.attribution import Request, attribute
+from attribench.workflows.attribution import attribute
 from attribench.workflows.benchmark import run
 from attribench.workflows.counterfactual import run as counterfactual
 from attribench.workflows.explanation import explain_query
+from attribench.workflows.own_images import Request
 from attribench.workflows.sweep import Axis, sweep
 from attribench.workflows.tuning import tune
 
@@ -162,7 +163,7 @@ def moving(config: Config, runtime: Runtime, folder: Path) -> object:
 
 
 def own_folders(config: Config, runtime: Runtime, folder: Path) -> object:
-    return attribute(Request(folder, folder), config.methods[0], runtime, silent_progress)
+    return list(attribute(Request(folder, folder), config.methods[:1], runtime, silent_progress))
 
 
 def explaining(

@@ -70,6 +70,9 @@ def test_every_point_is_the_lds_of_its_options(config: Config, runtime: Runtime,
             result = point.results[name]
             assert result.lds == pytest.approx(expected, abs=1e-9)
             assert result.interval.low <= result.lds <= result.interval.high
+        assert record.ground_truth_hashes[name] == truth.hash
+        assert record.num_queries[name] == len(queries)
+    assert all(point.cost is not None and point.cost.seconds_per_query > 0 for point in record.points)
     assert torch.isfinite(torch.tensor([point.results["validation"].lds for point in record.points])).all()
 
 

@@ -10,8 +10,10 @@ import torch
 from tiny_data import TinyData
 from torch import Tensor
 
-from attribench import Access, AttributionMethod, Queries
+from attribench import Access, AttributionMethod, Queries, load_method
 from attribench.computing.progress import silent_progress
+from attribench.configuration.options import option_names
+from attribench.configuration.protocol import ProtocolName
 from attribench.configuration.resolution import Config, MethodConfig
 from attribench.errors import UsageError
 from attribench.methods.nda import NDA
@@ -41,6 +43,26 @@ class Oracle(AttributionMethod):
     def attribute(self, queries: Queries) -> Tensor:
         sign = [1.0 if self.half.get(i, self.right_for) == self.right_for else -1.0 for i in queries.ids]
         return torch.stack([self.scores[i] for i in queries.ids]) * torch.tensor(sign)[:, None]
+
+
+class Learner(AttributionMethod):
+    """Learns from retrained models.
+
+    Args:
+        sign: 1 to learn what they say, -1 for the opposite.
+    """
+
+    access = Access.RETRAINED
+    search_space: ClassVar[Mapping[str, Any]] = {"sign": [-1.0, 1.0]}
+
+    def __init__(self, sign: float = -1.0) -> None:
+        self.sign = sign
+
+    def attribute(self, queries: Queries) -> Tensor:
+        models = self.context.retrained_models()
+        masks = models.masks.double()
+        losses = models.losses(queries)
+        return -self.sign * (losses - losses.mean(0)).T @ (masks - masks.mean(0))
 
 
 @pytest.fixture
@@ -94,6 +116,67 @@ def test_the_strict_protocol_does_not_see_what_it_reports(config: Config, runtim
 
 
 @pytest.mark.usefixtures("planted")
+def test_strict_begins_with_nothing_that_was_chosen(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Aided(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {"scale": [1.0]}
+
+        def __init__(self, right_for: str = "reporting", scale: float = 2.0) -> None:
+            super().__init__(right_for)
+
+    chosen = {"right_for": "choosing", "scale": 2.0}
+    method = MethodConfig(
+        "aided", Aided, chosen, tuned_on="all", configured=chosen, unchosen={"right_for": "reporting"}
+    )
+    strict, _ = tune(config, method, runtime, tmp_path, "strict", silent_progress)
+    assert strict.options == {"right_for": "reporting", "scale": 1.0}
+    standard, _ = tune(config, method, runtime, tmp_path, "standard", silent_progress)
+    assert standard.options == {"right_for": "choosing", "scale": 1.0}
+
+
+@pytest.mark.usefixtures("planted")
+def test_strict_skips_what_was_chosen_on_all_queries(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    tuned = replace(config.methods[0], name="aided", tuned_on="all validation queries")
+    both = replace(config, methods=[config.methods[0], tuned])
+    outcome = run(both, runtime, tmp_path, silent_progress, protocol="strict")
+    assert [record.method for record in outcome.records] == ["oracle"]
+    (reason,) = outcome.skipped.values()
+    assert "chosen on all validation queries" in reason
+    assert "attribench tune --method aided --dataset tiny --preset smoke --protocol strict" in reason
+    assert "--protocol strict --tuned" in reason
+    assert list(outcome.skipped) == ["aided"]
+    assert len(run(both, runtime, tmp_path, silent_progress).records) == 2, "the standard protocol takes it"
+    tune(config, tuned, runtime, tmp_path, "strict", silent_progress)
+    alone = replace(config, methods=[tuned])
+    assert run(alone, runtime, tmp_path, silent_progress, protocol="strict", tuned=True).records
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_earlier_choice_does_not_limit_what_is_tried(
+    config: Config, runtime: Runtime, tmp_path: Path, by_hand: bool
+) -> None:
+    shown: list[Mapping[str, Any]] = []
+
+    class Listed(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {}
+        search_from: ClassVar[Mapping[str, Any]] = {"halves": ("reporting", "choosing")}
+
+        def __init__(self, right_for: str = "reporting", halves: list[str] | None = None) -> None:
+            super().__init__((halves or [right_for])[0])
+
+        @classmethod
+        def search(cls, evaluate: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+            shown.append(options)
+            return max(({"halves": [half]} for half in options["halves"]), key=evaluate)
+
+    options = {"right_for": "reporting", "halves": ["reporting"]}
+    method = MethodConfig("listed", Listed, options, fixed=("halves",) if by_hand else ())
+    choice, _ = tune(config, method, runtime, tmp_path, "strict", silent_progress)
+    assert [trial.options["halves"] for trial in choice.trials] == [[half] for half in shown[0]["halves"]]
+    assert choice.options["halves"] == (["reporting"] if by_hand else ["choosing"])
+
+
+@pytest.mark.usefixtures("planted")
 def test_a_choice_is_bound_to_its_setting_and_protocol(config: Config, runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="attribench tune --method oracle"):
         run(config, runtime, tmp_path, silent_progress, tuned=True)
@@ -107,6 +190,36 @@ def test_a_choice_is_bound_to_its_setting_and_protocol(config: Config, runtime: 
     other = replace(config, data={"seed": 1})
     with pytest.raises(UsageError, match="other data or settings"):
         run(other, runtime, tmp_path, silent_progress, tuned=True)
+
+
+@pytest.mark.usefixtures("planted")
+def test_what_is_set_by_hand_wins_over_what_was_chosen_and_is_named(
+    config: Config, runtime: Runtime, tmp_path: Path
+) -> None:
+    (method,) = config.methods
+    choice, _ = tune(config, method, runtime, tmp_path, "standard", silent_progress)
+    (chosen,) = choice.options
+    other = next(value for value in method.cls.search_space[chosen] if value != choice.options[chosen])
+    by_hand = replace(method, options={**method.options, chosen: other}, fixed=(chosen,))
+    (record,) = run(replace(config, methods=(by_hand,)), runtime, tmp_path, silent_progress, tuned=True).records
+    assert record.options[chosen] == other
+    assert record.method == f"{method.name} tuned[{chosen}={other}]"
+    assert not record.tuned_on  # nothing of what was chosen is left
+    same = replace(method, fixed=(chosen,), options={**method.options, **choice.options})
+    (record,) = run(replace(config, methods=(same,)), runtime, tmp_path, silent_progress, tuned=True).records
+    assert record.method == f"{method.name} tuned"
+    assert record.tuned_on == choice.tuned_on
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_method_with_nothing_to_tune_runs_beside_tuned_ones(config: Config, runtime: Runtime, tmp_path: Path) -> None:
+    class Plain(Oracle):
+        search_space: ClassVar[Mapping[str, Any]] = {}
+
+    tune(config, config.methods[0], runtime, tmp_path, "standard", silent_progress)
+    both = replace(config, methods=(*config.methods, MethodConfig("plain", Plain, {})))
+    records = run(both, runtime, tmp_path, silent_progress, tuned=True).records
+    assert {record.method: bool(record.tuned_on) for record in records} == {"oracle tuned": True, "plain": False}
 
 
 def test_a_method_without_a_search_space_says_so(config: Config, runtime: Runtime, tmp_path: Path) -> None:
@@ -156,6 +269,15 @@ def test_the_default_search_is_the_full_grid_and_takes_the_first_of_equals() -> 
     assert len(seen) == 6
 
 
+@pytest.mark.parametrize("name", ["nda", "score-machine", "nda-plus"])
+def test_methods_by_timestep_have_a_list_of_them_to_try(name: str) -> None:
+    cls = load_method(name)
+    assert list(cls.search_from["timesteps"])[-1] >= 500
+    for option, values in cls.search_from.items():
+        assert len(values) >= 9
+        assert option in option_names(cls)
+
+
 def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> None:
     from attribench.methods.nda import NDA
 
@@ -179,3 +301,20 @@ def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> 
         "alpha": [0.5, 1.0],
         "top_k": 10,
     }
+
+
+@pytest.mark.parametrize("protocol", ["standard", "strict"])
+def test_what_learns_from_retrained_models_is_tuned_on_those_it_is_not_given(
+    protocol: ProtocolName, config: Config, runtime: Runtime, tmp_path: Path
+) -> None:
+    truth = replace(config.settings.ground_truth, num_subsets=16)
+    config = replace(config, settings=replace(config.settings, ground_truth=truth))
+    method = MethodConfig("learner", Learner, {"sign": -1.0})
+    config = replace(config, methods=[method])
+    choice, _ = tune(config, method, runtime, tmp_path, protocol, silent_progress)
+    by_sign = {trial.options["sign"]: trial.lds for trial in choice.trials}
+    assert by_sign[1.0] == pytest.approx(-by_sign[-1.0])
+    assert choice.lds == max(by_sign.values())
+    (record,) = run(config, runtime, tmp_path, silent_progress, tuned=True, protocol=protocol).records
+    if protocol == "standard":
+        assert record.results["validation"].lds == pytest.approx(choice.lds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -213,19 +214,18 @@ def compute_against_lds(comparison: Comparison) -> Figure:
                 errors = [[100 * (r.lds - r.low) for r in found], [100 * (r.high - r.lds) for r in found]]
                 colour, converged = _series_colour(number, len(comparison.settings)), comparison.converged(method)
                 axes.errorbar(
-                    seconds, lds, yerr=errors, fmt="o-", color=colour, label=method, markersize=4, linewidth=1, capsize=2,
-                    markerfacecolor="white",
+                    seconds, lds, yerr=errors, fmt="o-", color=colour, label=textwrap.fill(method, 36), markersize=4,
+                    linewidth=1, capsize=2, markerfacecolor="white",
                 )  # fmt: skip
-                full = [
-                    (s, value) for s, value, setting in zip(seconds, lds, shown, strict=True) if setting is converged
-                ]
-                axes.plot(*zip(*full, strict=True), "o", color=colour, markersize=5)
+                for second, value, setting in zip(seconds, lds, shown, strict=True):
+                    if setting is converged:
+                        axes.plot([second], [value], "o", color=colour, markersize=5, zorder=5)
             axes.set_xscale("log")
             _plain_numbers(axes.xaxis)
             axes.set(xlabel="seconds a query, preparation included", title=f"{name} queries")
         panels[0].set_ylabel("LDS × 100")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.suptitle(_title(comparison.first), fontsize=9)
+        figure.suptitle("\n".join([_title(comparison.first), *textwrap.wrap(comparison.open_note, 90)]), fontsize=9)
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attribench.computing.names import readable
 from attribench.data import to_rgb
 from attribench.records.answers import Explanation
 from attribench.records.counterfactual import CounterfactualRecord
@@ -100,7 +101,7 @@ def _grid(
     """Images in rows with names on the left and heads above, drawn in one coordinate system: quick for hundreds."""
     columns = 1 + max(tile.column for tile in tiles)
     step, rise = _SIDE + _GAP, _SIDE + _GAP + (_TEXT if any(tile.text for tile in tiles) else 0)
-    left, above = 0.08 * max(len(label) for label in labels) + 0.2, 1.05 if slanted else 0.62
+    left, above = 0.08 * max(len(readable(label)) for label in labels) + 0.2, 1.05 if slanted else 0.62
     width, height = left + step * columns + (0.6 if slanted else 0.1), above + rise * len(labels) + 0.05
     with styled():
         figure = _figure(width, height, layout=None)
@@ -111,14 +112,16 @@ def _grid(
             x, y = left + step * tile.column, above + rise * tile.row
             axes.imshow(to_rgb(tile.image).numpy(), extent=(x, x + _SIDE, y + _SIDE, y), interpolation="nearest")
             if tile.text:
-                axes.text(x + _SIDE / 2, y + _SIDE + 0.02, tile.text, fontsize=5, ha="center", va="top")
+                axes.text(x + _SIDE / 2, y + _SIDE + 0.02, readable(tile.text), fontsize=5, ha="center", va="top")
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
-        for row, label in enumerate(labels):
+        for row, label in enumerate(map(readable, labels)):
             axes.text(left - 0.08, above + rise * row + _SIDE / 2, label, fontsize=7, ha="right", va="center")
         for column, head in heads:
             x, y = left + step * column, above - 0.06
-            axes.text(x, y, head, fontsize=7, va="bottom", rotation=30 if slanted else 0, rotation_mode="anchor")
-        axes.text(0.1, 0.1, title, fontsize=8, ha="left", va="top", wrap=True)
+            axes.text(
+                x, y, readable(head), fontsize=7, va="bottom", rotation=30 if slanted else 0, rotation_mode="anchor"
+            )
+        axes.text(0.1, 0.1, readable(title), fontsize=8, ha="left", va="top", wrap=True)
     return figure
 
 
@@ -129,21 +132,22 @@ def explanation(shown: Explanation, method: str) -> Figure:
         figure = _figure(1.2 + 1.35 * count, 4.4)
         axes = figure.subplots(3, count + 1, squeeze=False, width_ratios=[1, *[1] * count])
         _show(axes[0, 0], shown.query)
-        axes[0, 0].set_title(f"query\n{shown.query_id}", fontsize=7)
+        axes[0, 0].set_title(f"query\n{readable(shown.query_id)}", fontsize=7)
         for row in (1, 2):
             axes[row, 0].axis("off")
         axes[1, 0].text(0.5, 0.5, "query: the region\nit accounts for", ha="center", va="center", fontsize=7)
         axes[2, 0].text(0.5, 0.5, "train image:\nwhere it is", ha="center", va="center", fontsize=7)
         for column, item in enumerate(shown.images, start=1):
             _show(axes[0, column], item.image)
-            axes[0, column].set_title(f"{item.rank}. {item.image_id}\nscore {item.score:.3g}", fontsize=6)
+            axes[0, column].set_title(f"{item.rank}. {readable(item.image_id)}\nscore {item.score:.3g}", fontsize=6)
             _show(axes[1, column], shown.query, item.evidence.query_map)
             _show(axes[2, column], item.image, item.evidence.train_map)
             for colour, match in zip(COLOURS[1:4], item.evidence.matches, strict=False):
                 _box(axes[1, column], match.query_box, colour)
                 _box(axes[2, column], match.train_box, colour)
         figure.suptitle(
-            f"{method}: maps sum to the score; boxes: the strongest pairs of patches, a colour each", fontsize=8
+            f"{readable(method)}: maps sum to the score; boxes: the strongest pairs of patches, a colour each",
+            fontsize=8,
         )
     return figure
 

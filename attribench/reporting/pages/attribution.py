@@ -6,6 +6,7 @@ from typing import Any
 
 from attribench.data.files import some
 from attribench.records.answers import Attributed
+from attribench.reporting import judgements
 from attribench.reporting.figures.pictures import heat
 from attribench.reporting.pages.html import image_uri, pixels_uri, render_page
 
@@ -29,6 +30,7 @@ def attribution_page(result: Attributed) -> str:
             "name": result.queries.ids[i],
             "image": image_uri(result.queries.images[i]),
             "ranking": _ranking(result, i, num_ranks),
+            **judgements.of_query(result, i),
         }
         for i in range(num_queries)
     ]
@@ -43,6 +45,8 @@ def attribution_page(result: Attributed) -> str:
         num_train=f"{len(result.train):,}",
         size=f"{height}×{width}{' grey' if channels == 1 else ''}",
         queries=queries,
+        judged=judgements.summary(result),
+        groups=judgements.overall(result),
         num_queries=len(result.queries),
         num_shown=num_ranks,
         num_ranks=_num_ranks(result),
@@ -78,6 +82,7 @@ def _ranking(result: Attributed, query: int, num_ranks: int) -> list[dict[str, A
             "image": image_uri(result.train.images[index]),
             "query_heat": "",
             "train_heat": "",
+            **judgements.mark(result.judgement, query, index),
         }
         if rank <= len(explained) and ranking.explanation is not None:
             evidence = explained[rank - 1].evidence

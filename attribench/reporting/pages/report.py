@@ -10,9 +10,11 @@ from typing import Any
 
 from humanize import naturalsize
 
+from attribench.records.attributability import AttributabilityRecord
 from attribench.records.files import MethodRecord
 from attribench.records.gallery import Gallery
 from attribench.records.lds import CostRecord, QuerySetResult, Record
+from attribench.records.removals import RemovalRecord
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.boards import Board, row_mean
 from attribench.reporting.collection import (
@@ -24,16 +26,30 @@ from attribench.reporting.collection import (
     counterfactual_drawings,
     folder,
     gallery_size,
+    removal_drawing,
     retrainings_drawing,
+    series_drawing,
     sweep_drawing,
 )
 from attribench.reporting.compute import comparisons
 from attribench.reporting.counterfactual_tables import counterfactual_tables, row_label
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import NOTHING, Table, duration
+from attribench.reporting.known_answers import known_answers_table
 from attribench.reporting.pages.html import PageParts, image_uri, render_page
+from attribench.reporting.removal_tables import removal_tables
 from attribench.reporting.retrainings import yardsticks
-from attribench.reporting.tables import ACCESS, CEILING, UNKNOWN, best_lds, leaderboard, notes, preset_notes, rivals
+from attribench.reporting.tables import (
+    ACCESS,
+    ATTRIBUTABLE,
+    CEILING,
+    UNKNOWN,
+    best_lds,
+    leaderboard,
+    notes,
+    preset_notes,
+    rivals,
+)
 from attribench.settings import QUERY_SETS
 
 
@@ -43,14 +59,21 @@ class _Setting:
 
     boards: list[Board] = field(default_factory=list)
     sweeps: list[SweepRecord] = field(default_factory=list)
+    series: list[AttributabilityRecord] = field(default_factory=list)
     counterfactuals: list[CounterfactualGroup] = field(default_factory=list)
+    removals: list[list[RemovalRecord]] = field(default_factory=list)
 
     @property
     def first(self) -> MethodRecord:
         """A record, for what all of them share."""
         if self.boards:
             return self.boards[0].first
-        return self.sweeps[0] if self.sweeps else self.counterfactuals[0].records[0]
+        others = [
+            *self.sweeps,
+            *(group.records[0] for group in self.counterfactuals),
+            *(group[0] for group in self.removals),
+        ]
+        return others[0]
 
 
 def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> str:
@@ -71,7 +94,9 @@ def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> 
             sections.append(_section(_Setting([board]), board, methods, parts))
     sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
     datasets = list(dict.fromkeys(section["dataset"] for section in sections))
-    return render_page("report.html.j2", datasets=datasets, sections=sections)
+    known = known_answers_table(collection.known_answers) if collection.known_answers else None
+    rows = [_cells(known, number) for number in range(len(known.rows))] if known else []
+    return render_page("report.html.j2", datasets=datasets, sections=sections, known=known, known_rows=rows)
 
 
 def _settings(collection: Collection) -> list[_Setting]:
@@ -82,12 +107,27 @@ def _settings(collection: Collection) -> list[_Setting]:
         found[_place(sweep)].sweeps.append(sweep)
     for group in collection.counterfactuals:
         found[_place(group.records[0])].counterfactuals.append(group)
+    for rows in collection.removals:  # in a folder of their question, beside what else there is of data set and setting
+        found[_beside(rows[0], list(found))].removals.append(rows)
+    for record in collection.series:  # sizes are settings of their own: shown with the first one of data set and preset
+        same = (s for s in found.values() if (s.first.dataset, s.first.preset) == (record.dataset, record.preset))
+        if (setting := next(same, None)) is not None:
+            setting.series.append(record)
     return list(found.values())
 
 
 def _place(record: MethodRecord) -> tuple[str, str]:
     """Equal for what belongs together: data sets may share a folder's name, but not their train images."""
     return folder(record), record.train_hash
+
+
+def _beside(record: RemovalRecord, places: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The place of the data set and setting; copies in the train set make no other data set of it."""
+    name = f"{folder(record).partition('/')[0]}/{record.setting}"
+    same = (
+        place for place in places if place[0] == name and (record.asked == "copies" or place[1] == record.train_hash)
+    )
+    return next(same, (name, record.train_hash))
 
 
 def _section(setting: _Setting, board: Board | None, methods: Sequence[str], parts: PageParts) -> dict[str, Any]:
@@ -108,7 +148,7 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
         "rows": [],
         "scale": ("0", "0"),
         "notes": [],
-        "ceiling": [],
+        "limits": [],
         "figures": [],
         "galleries": [],
         "sweeps": parts.drawn(
@@ -118,7 +158,9 @@ def _section(setting: _Setting, board: Board | None, methods: Sequence[str], par
                 *(sweep_drawing(sweep) for sweep in setting.sweeps),
             ]
         ),
+        "series": parts.drawn(series_drawing(record) for record in setting.series),
         "counterfactuals": [_counterfactual(group, parts) for group in setting.counterfactuals],
+        "removals": [_removal(group, parts) for group in setting.removals],
         "details": _details(first, board),
     }
     if board:
@@ -136,17 +178,19 @@ def _leaderboard(board: Board, methods: Sequence[str], parts: PageParts) -> dict
     here = {record.method for record in board.records}
     rows = [_row(record, board, low, high, parts) for record in board.records]
     rows += [
-        {"method": name, "missing": True, "validation": None, "generation": None, "mean": ""}
+        {"method": name, "missing": True, "validation": None, "generation": None, "undefined": {}, "mean": ""}
         for name in methods
         if name not in here and "[" not in name
     ]
-    table = leaderboard(board)
-    ceiling = table.rows[-1] if table.rows[-1][0] == CEILING else None
+    limits = {row[0]: row for row in leaderboard(board).rows if row[0] in (CEILING, ATTRIBUTABLE)}
     return {
         "rows": rows,
         "scale": (f"{low:.0f}", f"{high:.0f}"),
         "notes": [note for note in notes(board) if note not in preset_notes(board.first)],
-        "ceiling": [ceiling[1 + 2 * index] for index in range(len(QUERY_SETS))] if ceiling else [],
+        "limits": [
+            {"name": name, "cells": [row[1 + 2 * index] for index in range(len(QUERY_SETS))]}
+            for name, row in limits.items()
+        ],
     }
 
 
@@ -157,6 +201,7 @@ def _row(record: Record, board: Board, low: float, high: float, parts: PageParts
         "missing": False,
         "validation": _cell(record, board, "validation", low, high),
         "generation": _cell(record, board, "generation", low, high),
+        "undefined": record.undefined,
         "mean": f"{100 * mean:.1f}" if mean > float("-inf") else "",
         "access": record.access,
         "looks_at": ACCESS[record.access],
@@ -194,10 +239,19 @@ def _cell(record: Record, board: Board, query_set: str, low: float, high: float)
         "value": f"{100 * result.lds:.4f}",
         "text": result.text,
         "mark": mark,
+        "limit": _limit(board, query_set),
         "low": f"{left:.1f}",
         "width": f"{right - left:.1f}",
         "point": f"{share(result.lds):.1f}",
     }
+
+
+def _limit(board: Board, query_set: str) -> str:
+    """What an LDS on this query set is to be read beside: the noise ceiling, and the attributability."""
+    ceiling, found = board.ceiling(query_set), board.attributability.get(query_set)
+    said = [f"of {100 * ceiling.lds:.1f}"] if ceiling else []
+    said += [f"{100 * found.share:.0f} % attributable"] if found else []
+    return "; ".join(said)
 
 
 def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, Any]:
@@ -205,6 +259,12 @@ def _counterfactual(group: CounterfactualGroup, parts: PageParts) -> dict[str, A
     names = {row_label(record): record for record in group.records}
     rows = [{"cells": _cells(table, number), **parts.link(names[row[0]])} for number, row in enumerate(table.rows)]
     return {"table": table, "rows": rows, "figures": parts.drawn(counterfactual_drawings(group))}
+
+
+def _removal(group: Sequence[RemovalRecord], parts: PageParts) -> dict[str, Any]:
+    (table,) = removal_tables(group)
+    rows = [_cells(table, number) for number in range(len(table.rows))]
+    return {"table": table, "rows": rows, "figures": parts.drawn([removal_drawing(group)])}
 
 
 def _cells(table: Table, number: int) -> list[Any]:
