@@ -112,6 +112,31 @@ def test_classes_come_with_the_items(given: dict[str, Any]) -> None:
         attribench.attribute(train, QUERIES, **given)
 
 
+def test_decoys_are_scored_beside_the_train_images_by_a_model_with_classes(given: dict[str, Any]) -> None:
+    def items(images: torch.Tensor) -> list[dict[str, Any]]:
+        return [{"image": Image.fromarray(image[0].numpy()), "label": n % 3} for n, image in enumerate(images)]
+
+    given.update(model=unet(num_class_embeds=3), scheduler="ddpm", method="dtrak", options={"num_timesteps": 1})
+    result = attribench.attribute(items(TRAIN), items(QUERIES), decoys="auto", top=0, **given)
+    assert result.scores.shape == (2, 7)
+    judgement = result.answer.judgement
+    assert judgement is not None
+    assert judgement.p_values.shape == (2, 7)
+    assert judgement.num_decoys == 21
+    assert list(result.to_pandas().columns) == ["query", "train", "rank", "score", "p_value", "adjusted", "stands_out"]
+    plain = attribench.attribute(items(TRAIN), items(QUERIES), **given)
+    assert plain.answer.judgement is None
+    with pytest.raises(UsageError, match="--contributors needs --decoys"):
+        attribench.attribute(TRAIN, QUERIES, contributors="subfolder", method="pixel")
+
+
+def test_images_whose_way_is_not_known_have_no_journey(given: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match="journey-trak is not defined on the query set 'queries': they were not sampled"
+    ):
+        attribench.attribute(TRAIN, QUERIES, model=unet(), scheduler="ddpm", method="journey-trak", **given)
+
+
 def test_the_model_is_left_as_it_was(given: dict[str, Any]) -> None:
     network = unet().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

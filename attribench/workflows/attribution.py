@@ -42,8 +42,8 @@ def attribute(
         DataError: a folder does not exist, or holds no image that can be read.
     """
     check_methods(request, configs)
-    check_names(configs)
     methods = instances(configs)
+    check_names(configs)
     own = open_images(request, runtime, progress)
     tasks = [_Task(own, config, method) for config, method in methods]
     for task in tasks:

@@ -96,6 +96,20 @@ def test_what_cannot_fit_is_a_reason_to_skip(
         assert "(10 bytes) are free" in (make().skip_reason(context) or "")
 
 
+@both
+def test_what_is_refused_is_a_part_of_what_is_said_before(
+    make: Make, context: AttributionContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = make().needs(context, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "available_memory", lambda device: said.memory)
+        assert make().skip_reason(context) is None
+        patch.setattr(budget, "available_memory", lambda device: said.memory - 1)
+        assert f"({said.memory} bytes) of memory" in (make().skip_reason(context) or "")
+    monkeypatch.setattr(budget.shutil, "disk_usage", disk(said.disk))
+    assert make().skip_reason(context) is None
+
+
 def test_fisher_information_is_refused_by_the_parts_that_are_missing(
     context: AttributionContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attribench import Access, AttributionContext, Queries, Sampling
 from attribench.computing.seeding import derive_seed
 from attribench.data import AttributionDataModule
+from attribench.diffusion.inputs import PixelInputs
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.diffusion.sampling import generate_images
 from attribench.errors import AttribenchError, UsageError
@@ -256,6 +257,11 @@ def test_conforms(options: dict[str, Any]) -> None:
 def test_what_cannot_run_is_a_reason_to_skip(context: AttributionContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert JourneyTRAK(**WHOLE).skip_reason(context) is None
     assert "trained model" in (JourneyTRAK(**WHOLE).skip_reason(replace(context, models=None)) or "")
+    for other in (
+        replace(context, schedule=NoiseSchedule(prediction_type="v_prediction")),
+        replace(context, inputs=PixelInputs(3)),
+    ):
+        assert "and this is another" in (JourneyTRAK(**WHOLE).skip_reason(other) or "")
     monkeypatch.setattr(trajectories, "layerwise_bytes", lambda *_: None)
     assert "linear layers" in (JourneyTRAK(**WHOLE).skip_reason(context) or "")
 
