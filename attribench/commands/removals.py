@@ -22,7 +22,7 @@ def removals(arguments: list[str]) -> int:
     parser.add_argument("--groups", type=int, default=usual.num_groups, help="How many groups.")
     parser.add_argument("--group-size", "--group_size", type=int, default=usual.group_size, help="Queries a group.")
     parser.add_argument("--removed", type=str, help="How many train images are removed, as '[25, 50, 100]' (default: 5, 10 and "
-                        "20 %% of them; a quarter, a half and all of a class; half of the copies, all but one of each, "
+                        "20 percent of them; a quarter, a half and all of a class; half of the copies, all but one of each, "
                         "all of them).")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=usual.num_seeds, help="Retrainings of each.")
     parser.add_argument("--copies", type=int, default=usual.num_copies, help="Copies of each image, for --ask copies.")
