@@ -16,7 +16,10 @@ TOLERANCE = 1e-3
 
 def main() -> None:
     these, those = (
-        {(record.dataset, record.setting, record.method): record for record in load_records(Path(folder))}
+        {
+            (record.dataset, record.setting, record.protocol, record.method): record
+            for record in load_records(Path(folder))
+        }
         for folder in sys.argv[1:3]
     )
     if not these:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attribench.commands.parsing import configured, new_parser, runtime_of
+from attribench.commands.parsing import configured, new_parser, runtime_of, whole_numbers
 from attribench.commands.writable import writable_folder
 from attribench.errors import UsageError
 
@@ -33,7 +33,7 @@ def attributability(arguments: list[str]) -> int:
         raise UsageError(f"Unknown --format {options.format!r}. Known: {', '.join(FORMATS)}.")
     if options.sizes and options.ground_truth:
         raise UsageError("--sizes retrains all models: it takes no --ground-truth.")
-    sizes = _sizes(options.sizes) if options.sizes else []
+    sizes = whole_numbers("--sizes", options.sizes, "[125, 250, 500]") if options.sizes else []
     results = writable_folder("--results", options.results)
     runtime, progress = runtime_of(options), terminal_progress()
     record = series(config, sizes, runtime, progress) if sizes else measure(config, runtime, progress)
@@ -46,20 +46,3 @@ def attributability(arguments: list[str]) -> int:
                 print(f"{point.num_train} train images, {result.query_set}: not found to respond: {some(silent)}")
     print(f"filed in {path}")
     return 0
-
-
-def _sizes(text: str) -> list[int]:
-    """Numbers of train images from ``[125, 250]``.
-
-    Raises:
-        UsageError: it is no list of whole numbers.
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(size, int) and not isinstance(size, bool) for size in found):
-        raise UsageError(f"--sizes {text!r}: expected whole numbers, as --sizes '[125, 250, 500]'.")
-    return found

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def add_decoy_options(parser: Any) -> None:
     """``--decoys``, ``--contributors``, ``--false-discovery``."""
     parser.add_argument("--decoys", type=str, help="Does anything stand out? A folder of images that were not trained on, "
-                        "scored beside the train images; auto: a random tenth of these is set apart, or of fewer "
-                        "than 1,000 mirror images and other crops are made.")  # fmt: skip
+                        "scored beside the train images; auto: a random tenth of these, 50 at least, is set apart; it "
+                        "takes 200.")  # fmt: skip
     parser.add_argument("--contributors", type=str, help="With --decoys: totals per contributor: subfolder, or a CSV file with "
                         "the columns train and contributor.")  # fmt: skip
     parser.add_argument("--false-discovery", "--false_discovery", type=float, default=0.05, help="With --decoys: the share of "

@@ -257,3 +257,20 @@ def _show_config(config: Config) -> str:
     content["data"] = config.data
     content.update({section: vars(value) for section, value in vars(config.settings).items()})
     return yaml.safe_dump(json_value(content), sort_keys=False, allow_unicode=True).rstrip()
+
+
+def whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """An option's list of whole numbers.
+
+    Raises:
+        UsageError: it is none.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+        raise UsageError(f"{option} {text!r}: expected whole numbers, as {option} '{example}'.")
+    return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from attribench.commands.parsing import configured, new_parser, runtime_of
+from attribench.commands.parsing import configured, new_parser, runtime_of, whole_numbers
 from attribench.commands.writable import writable_folder
-from attribench.errors import UsageError
 
 
 def removals(arguments: list[str]) -> int:
@@ -23,7 +22,7 @@ def removals(arguments: list[str]) -> int:
     parser.add_argument("--groups", type=int, default=usual.num_groups, help="How many groups.")
     parser.add_argument("--group-size", "--group_size", type=int, default=usual.group_size, help="Queries a group.")
     parser.add_argument("--removed", type=str, help="How many train images are removed, as '[25, 50, 100]' (default: 5, 10 and "
-                        "20 %% of them; a quarter, a half and all of a class; half of the copies, all but one of each, "
+                        "20 percent of them; a quarter, a half and all of a class; half of the copies, all but one of each, "
                         "all of them).")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=usual.num_seeds, help="Retrainings of each.")
     parser.add_argument("--copies", type=int, default=usual.num_copies, help="Copies of each image, for --ask copies.")
@@ -46,7 +45,7 @@ def removals(arguments: list[str]) -> int:
         options.ask,
         options.groups,
         options.group_size,
-        _numbers(options.removed) if options.removed else (),
+        tuple(whole_numbers("--removed", options.removed, "[25, 50, 100]")) if options.removed else (),
         options.seeds,
         options.copies,
     )
@@ -57,20 +56,3 @@ def removals(arguments: list[str]) -> int:
     for name, reason in {**outcome.skipped, **broken}.items():
         print(f"{name} was skipped: {reason}")
     return 0 if any(record.kind == "method" for record in outcome.records) else 1
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers from ``[25, 50]``.
-
-    Raises:
-        UsageError: it is no list of whole numbers.
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
-        raise UsageError(f"--removed {text!r}: expected whole numbers, as --removed '[25, 50, 100]'.")
-    return tuple(found)

@@ -29,14 +29,14 @@ class Cost:
             maps, libraries or training images, are the system's to drop and do not count), plus the GPU's.
         compile_seconds: time spent in :func:`compiling`, which ``seconds`` leaves out.
         earlier_seconds: what of ``seconds`` an interrupted call spent.
-        others_seconds: see :class:`attribench.computing.others.Others`.
+        others_seconds: see :class:`attribench.computing.others.Others`; None after an interruption: not known.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     compile_seconds: float = 0.0
     earlier_seconds: float = 0.0
-    others_seconds: float = 0.0
+    others_seconds: float | None = 0.0
 
 
 def own_bytes(process: psutil.Process) -> int:
@@ -117,7 +117,8 @@ def measure(device: torch.device) -> Iterator[Cost]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         cost.seconds = time.perf_counter() - started - cost.compile_seconds + cost.earlier_seconds
-        cost.others_seconds = others.seconds
+        # What others did during an interrupted call is not known.
+        cost.others_seconds = None if cost.earlier_seconds else others.seconds
         stop.set()
         watcher.join()
         memory.note()

@@ -178,6 +178,8 @@ def method_config(name: str, base: DatasetConfig, preset: str, changed: Mapping[
 
 def after_changes(tuned_on: str, chosen: set[str], touched: Mapping[str, Any]) -> str:
     """What is still true of ``tuned_on`` once the caller has changed some options; nothing if all chosen ones are changed."""
+    if not chosen:  # a YAML of the caller's says all of it otherwise
+        return ""
     overridden = sorted(chosen & touched.keys())
     if not overridden:
         return tuned_on

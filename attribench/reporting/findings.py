@@ -8,6 +8,7 @@ from attribench.metrics.comparison import distinguishable
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board, row_mean
 from attribench.reporting.tables import rivals
+from attribench.settings import QUERY_SETS
 
 
 def finding(board: Board) -> str:
@@ -72,5 +73,6 @@ def _chosen(records: Sequence[Record]) -> list[str]:
     said = "options of " + ", of ".join(
         f"{' and '.join(methods)} were chosen on {what}" for what, methods in names.items()
     )
-    seen = any(record.protocol == "standard" and "validation queries" in record.tuned_on for record in records)
-    return [f"{said}: the numbers on validation queries are those they were chosen on" if seen else said]
+    standard = [record.tuned_on for record in records if record.protocol == "standard"]
+    seen = [name for name in QUERY_SETS if any(f"{name} queries" in tuned_on for tuned_on in standard)]
+    return [f"{said}: the numbers on {' and '.join(seen)} queries are those they were chosen on" if seen else said]

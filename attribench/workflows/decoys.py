@@ -12,7 +12,7 @@ from torch import Tensor
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet
 from attribench.data.decoding import Channels
-from attribench.data.decoys import FEWEST_SET_APART, set_apart, variants, without_copies
+from attribench.data.decoys import FEWEST_TRAIN, set_apart, without_copies
 from attribench.data.folders import Folder
 from attribench.data.groups import MOST_COMPARED, by_subfolder, from_csv, near_duplicates
 from attribench.errors import UsageError
@@ -29,8 +29,9 @@ class DecoyRequest:
     """What is asked for.
 
     Args:
-        source: a folder of images that cannot have been trained on, or ``auto``: a random tenth of the train images is set
-            apart before anything else, or, of fewer than 1,000, mirror images and other crops of them are made.
+        source: a folder of images that cannot have been trained on, or ``auto``: a random tenth of the train images, 50 at
+            least, is set apart before anything else. Mirror images and crops of train images are no decoys: methods see that
+            they are made, and on real images most queries then find something where there is nothing.
         contributors: ``subfolder``, or a CSV file with the columns ``train`` and ``contributor``; empty for none.
         rate: the false discovery rate that is allowed.
     """
@@ -83,14 +84,16 @@ class Pool:
         """
         if request is None:
             return cls(train)
-        if request.source == AUTO and len(train) // 10 >= FEWEST_SET_APART:
-            rest, decoys = set_apart(train, _SEED)
-            apart = "which the model knows as it knows the others" if trained else "set apart before anything else"
-            how = f"a random tenth of the train images ({len(decoys)}), {apart}: not ranked"
-            train = rest
-        elif request.source == AUTO:
-            decoys = variants(train, _SEED)
-            how = f"{len(decoys)} mirror images of the train images and other crops of these"
+        if request.source == AUTO:
+            if len(train) < FEWEST_TRAIN:
+                raise UsageError(
+                    f"--decoys auto sets train images apart, and {len(train)} are too few for that: {FEWEST_TRAIN} at least "
+                    "are needed. --decoys DIR names a folder of images that cannot have been trained on."
+                )
+            total = len(train)
+            train, decoys = set_apart(train, _SEED)
+            apart = ", which the model knows as it knows the others" if trained else " and set apart before anything else"
+            how = f"{len(decoys)} of the {total} train images, drawn at random{apart}: not ranked"
         else:
             channels: Channels = "grey" if train.image_shape[0] == 1 else "RGB"
             found = read(Path(request.source), channels).images
@@ -128,11 +131,9 @@ class Pool:
             return None
         own, others = scores[:, : len(self.train)].double(), scores[:, len(self.train) :].double()
         p_values = decoy_p_values(own, others)
-        groups = [
-            _summed(kind, members, own, others)
-            for kind, members in (("contributor", self._contributors()), ("cluster", self._clusters()))
-            if members
-        ]
+        contributors, clusters = self._contributors(), self._clusters()
+        groups = [_contributions(contributors, list(clusters.values()), own, others)] if contributors else []
+        groups += [_of_clusters(clusters, own, others)] if clusters else []
         return Judgement(
             decoys=self.how,
             num_decoys=len(self.decoys),
@@ -163,18 +164,45 @@ class Pool:
         return {self.train.ids[members[0]]: members for members in near_duplicates(self.train.images)}
 
 
-def _summed(kind: str, members: dict[str, list[int]], scores: Tensor, decoys: Tensor) -> Groups:
-    """The test on sums, of each query and of all together."""
+def _with_all(values: Tensor) -> Tensor:
+    """Rows of queries, and their sum: all of them together."""
+    return torch.cat([values, values.sum(dim=0, keepdim=True)])
 
-    def with_all(values: Tensor) -> Tensor:
-        return torch.cat([values, values.sum(dim=0, keepdim=True)])
 
-    everything = with_all(scores)
-    sums = sum_p_values(everything, with_all(decoys), list(members.values()), seed=_SEED)
+def _contributions(members: dict[str, list[int]], clusters: list[list[int]], scores: Tensor, decoys: Tensor) -> Groups:
+    """The test on sums, of each query and of all together.
+
+    Near duplicates score alike, and as many independent decoys do not: a contributor's duplicates of each other enter the test
+    once, with their mean. They enter the total that is shown with their sum.
+    """
+    everything, columns = _with_all(scores), list[Tensor]()
+    distinct: list[list[int]] = []
+    for group in members.values():
+        within = [sorted(set(cluster) & set(group)) for cluster in clusters]
+        within = [cluster for cluster in within if len(cluster) > 1]
+        alone = sorted(set(group).difference(*within))
+        first = len(columns)
+        columns += [everything[:, cluster].mean(dim=1) for cluster in [*within, *([number] for number in alone)]]
+        distinct.append(list(range(first, len(columns))))
+    p_values = sum_p_values(torch.stack(columns, dim=1), _with_all(decoys), distinct, seed=_SEED).p_values
+    return _groups("contributor", members, scores, p_values)
+
+
+def _of_clusters(members: dict[str, list[int]], scores: Tensor, decoys: Tensor) -> Groups:
+    """The test on near duplicates, of each query and of all together: the mean of a cluster as if it were one image.
+
+    Copies of one image score as that image does, however many they are; the mean of images that are less alike varies less
+    than one image, which makes p-values larger.
+    """
+    means = torch.stack([scores[:, cluster].mean(dim=1) for cluster in members.values()], dim=1)
+    return _groups("cluster", members, scores, decoy_p_values(_with_all(means), _with_all(decoys)))
+
+
+def _groups(kind: str, members: dict[str, list[int]], scores: Tensor, p_values: Tensor) -> Groups:
+    everything = _with_all(scores)
+    totals = torch.stack([everything[:, group].sum(dim=1) for group in members.values()], dim=1)
     whole = everything.sum(dim=1, keepdim=True)
     signed = (scores < 0).any(dim=1, keepdim=True)
     mean_nothing = torch.cat([signed, signed.any(dim=0, keepdim=True)]) | (whole <= 0)
-    shares = torch.where(mean_nothing, torch.nan, sums.totals / whole)
-    return Groups(
-        kind, list(members), list(members.values()), sums.totals, shares, sums.p_values, adjusted(sums.p_values)
-    )
+    shares = torch.where(mean_nothing, torch.nan, totals / whole)
+    return Groups(kind, list(members), list(members.values()), totals, shares, p_values, adjusted(p_values))

@@ -17,6 +17,7 @@ from attribench.configuration.resolution import Config, MethodConfig
 from attribench.method import Access
 from attribench.metrics.removals import group_scores
 from attribench.records.files import save_file
+from attribench.records.lds import row_name
 from attribench.records.removals import CONTROL, KNOWN, RANDOM, Distances, RemovalRecord
 from attribench.settings import RemovalSettings, Runtime
 from attribench.store.files import canonical, digest_text
@@ -78,15 +79,15 @@ def run(
     rulers = Rulers(clip or Clip())
     methods = instances(config.methods)
     question = pose(config, settings, runtime, progress)
+    rulers.look_at(question)  # what is wrong with the embedding is known before anything is trained
     experiment, skipped = question.experiment, dict[str, str]()
     rest = without_refused(methods, experiment, skipped)
     if settings.asked == "copies":
         # Nothing is retrained on subsets of this train set, which is made for the question.
-        refused = [config.name for config, method in rest if method.access >= Access.RETRAINED]
-        skipped |= dict.fromkeys(
-            refused, "it is given retrained models, and of a train set with copies there are none."
-        )
-        rest = [(config, method) for config, method in rest if config.name not in refused]
+        reason = "it is given retrained models, and of a train set with copies there are none."
+        given = [config for config, method in rest if method.access >= Access.RETRAINED]
+        skipped |= {row_name(config.name, config.changed): reason for config in given}
+        rest = [(config, method) for config, method in rest if method.access < Access.RETRAINED]
     if not question.generated:
         _provide_target(question, rest)
     rows = [_Row("control", CONTROL), _random(question, settings)]
@@ -100,7 +101,6 @@ def run(
         rows.append(_Row("method", scoring.name, _order(scores, question, settings), method_config, scoring))
     jobs = [_jobs(row, question, settings) for row in rows]
     _retrain(jobs, question, progress)
-    rulers.look_at(question)
     for name, reason in rulers.missing.items():
         progress.message(f"There is no {name}: {reason}")
     records = []

@@ -318,7 +318,12 @@ def chosen_scores(scoring: Scoring, queries: Queries, chosen: Sequence[int]) -> 
 def scorings(
     experiment: Experiment, methods: Sequence[tuple[MethodConfig, AttributionMethod]], skipped: dict[str, str]
 ) -> Iterator[tuple[MethodConfig, Scoring]]:
-    """Scores of each method that can run here, one after the other; of the others the reason is put into ``skipped``."""
+    """Scores of each method that can run here, one after the other; of the others the reason is put into ``skipped``.
+
+    Models retrained on subsets are trained first if a method is given some and they are not there.
+    """
+    if any(method.access >= Access.RETRAINED for _, method in methods):
+        experiment.prepare()
     for config, method in methods:
         context = make_context(experiment, method, config)
         reason = reason_to_skip(method, context)

@@ -160,6 +160,17 @@ def test_a_data_set_may_have_options_for_a_named_configuration() -> None:
     assert method_config("trak-converged", base, "smoke", {}).options["num_timesteps"] == 100
 
 
+def test_a_yaml_that_says_all_tuned_options_otherwise_was_tuned_on_nothing(tmp_path: Path) -> None:
+    base = DatasetConfig(
+        "digits", "small", {}, {"trak": {"small": {"regularization": 0.5}}}, {"trak": {"small": "all queries"}}
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: trak\nregularization: 5.0\n", "utf-8")
+    assert method_config(str(path), base, "small", {}).tuned_on == ""
+    path.write_text("method: trak\nnum_timesteps: 3\n", "utf-8")
+    assert method_config(str(path), base, "small", {}).tuned_on == "all queries"
+
+
 def test_what_was_tuned_and_then_set_by_hand_is_said() -> None:
     methods = {"trak": {"small": {"regularization": 0.5, "noise_draws": 2, "num_timesteps": 20}}}  # 10 in its own file
     base = DatasetConfig("digits", "small", {}, methods, {"trak": {"small": "all queries"}})

@@ -205,6 +205,8 @@ def test_what_is_found_says_what_options_were_chosen_on() -> None:
     assert said in finding(board)
     (strict,) = boards([tuned.model_copy(update={"protocol": "strict"})])
     assert "options of nda were chosen on all validation queries." in finding(strict)
+    (generated,) = boards([sample_record(tuned_on="generation queries (all: 100)")])
+    assert "the numbers on generation queries are those they were chosen on" in finding(generated)
     (untuned,) = boards([sample_record()])
     assert "chosen" not in finding(untuned)
 

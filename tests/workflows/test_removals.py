@@ -23,6 +23,7 @@ from attribench.records.removals import CONTROL, RANDOM, RemovalRecord, load_rem
 from attribench.reporting.removal_tables import effects, removal_tables
 from attribench.settings import RemovalSettings, Runtime, Settings
 from attribench.truth import jobs
+from attribench.workflows.counterfactual import Clip
 from attribench.workflows.removal_questions import alike
 from attribench.workflows.removals import Outcome, by_group, run
 
@@ -207,3 +208,38 @@ def test_means_over_a_group_and_over_the_others() -> None:
 def test_wrong_calls(evaluate: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(ByQuery, **changes)
+
+
+class Retrained(ByQuery):
+    """Needs the losses of models retrained on subsets."""
+
+    access = Access.RETRAINED
+
+    def attribute(self, queries: Queries) -> Tensor:
+        assert torch.isfinite(self.context.retrained_models().losses(queries)).all()
+        return super().attribute(queries)
+
+
+def test_a_method_that_is_given_retrained_models_has_them_trained(
+    tiny_settings: Settings, runtime: Runtime, tmp_path: Path, trained: list[tuple[int, ...]]
+) -> None:
+    settings = replace(
+        tiny_settings,
+        training=replace(tiny_settings.training, epochs=1),
+        ground_truth=replace(tiny_settings.ground_truth, num_subsets=8, num_seeds=1),
+    )
+    config = Config("tiny", "smoke", TinyData, {}, settings, [MethodConfig("Retrained", Retrained, {})], {})
+    asked = RemovalSettings(num_groups=2, group_size=2, num_removed=(4,), num_seeds=1)
+    outcome = run(config, asked, runtime, tmp_path / "results", silent_progress)
+    assert not outcome.skipped
+    assert outcome.records[-1].method == "Retrained"
+
+
+def test_a_clip_model_that_is_none_is_known_before_anything_is_trained(
+    tiny_settings: Settings, runtime: Runtime, tmp_path: Path, trained: list[tuple[int, ...]]
+) -> None:
+    config = Config("tiny", "smoke", TinyData, {}, tiny_settings, [MethodConfig("ByQuery", ByQuery, {})], {})
+    asked = RemovalSettings(num_groups=2, group_size=2, num_removed=(4,), num_seeds=1)
+    with pytest.raises(UsageError, match="ViT-B-23"):
+        run(config, asked, runtime, tmp_path / "results", silent_progress, Clip("ViT-B-23"))
+    assert len(trained) <= 1  # the target model, which the queries come from
