@@ -92,7 +92,9 @@ class Pool:
                 )
             total = len(train)
             train, decoys = set_apart(train, _SEED)
-            apart = ", which the model knows as it knows the others" if trained else " and set apart before anything else"
+            apart = (
+                ", which the model knows as it knows the others" if trained else " and set apart before anything else"
+            )
             how = f"{len(decoys)} of the {total} train images, drawn at random{apart}: not ranked"
         else:
             channels: Channels = "grey" if train.image_shape[0] == 1 else "RGB"
