@@ -244,7 +244,7 @@ def _labelled(
     return train, queries
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights that are moved to a GPU in it could have no gradients ever after
 def _try_out(model: DiffusionModel, train: Folder, device: torch.device) -> None:
     """Run the network once, so that images it cannot take are an error of one line."""
     network = model.network.to(device).eval()

@@ -1,0 +1,44 @@
+"""Images and a model that are read together, and made to fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from attribench.computing.progress import silent_progress
+from attribench.settings import Runtime
+from attribench.workflows.own_images import OwnImages, Request, open_images
+
+PIXELS = torch.randint(0, 256, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def unet(**options: Any) -> UNet2DModel:
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(8, 1, 1, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, **blocks, **options)
+
+
+def opened(folder: Path, model: object, **given: Any) -> OwnImages:
+    images = {"train": PIXELS[:3], "queries": PIXELS[3:], **given}
+    return open_images(
+        Request(**images, model=model, scheduler="ddpm"),
+        Runtime(workdir=str(folder), accelerator="cpu"),
+        silent_progress,
+    )
+
+
+class Moved(UNet2DModel):  # type: ignore[misc]
+    """Its weights become other tensors when it is sent to a device, as those of any network that is sent to a GPU."""
+
+    def to(self, *_: Any, **__: Any) -> Moved:
+        return self.double() if self.dtype == torch.float32 else self.float()
+
+
+def test_a_model_that_was_moved_to_its_device_still_has_gradients(tmp_path: Path) -> None:
+    model = opened(tmp_path, Moved(**dict(unet().config.items()))).model
+    assert model is not None
+    parameters = list(model.network.parameters())
+    assert not any(parameter.is_inference() for parameter in parameters)
+    assert all(parameter.detach().requires_grad_().requires_grad for parameter in parameters)
