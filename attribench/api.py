@@ -112,7 +112,7 @@ def attribute(
         top: train images a query in :meth:`Attribution.to_pandas` and on the page; 0 for all.
         heat_maps: for how many of them the page shows where in the picture they come in, where the method can.
         decoys: what else to score, to see whether anything stands out: a folder of images that were not trained on; or
-            ``"auto"``: a random tenth of the train images, or of fewer than 1,000 mirror images and other crops of them.
+            ``"auto"``: a random tenth of the train images, 50 at least, which are then not ranked; it takes 200 train images.
         contributors: whose images they are, for totals with decoys: ``"subfolder"``, or a CSV file with the columns ``train``
             and ``contributor``.
         false_discovery: the share of images said to stand out that may be wrong.

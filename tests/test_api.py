@@ -116,16 +116,19 @@ def test_decoys_are_scored_beside_the_train_images_by_a_model_with_classes(given
     def items(images: torch.Tensor) -> list[dict[str, Any]]:
         return [{"image": Image.fromarray(image[0].numpy()), "label": n % 3} for n, image in enumerate(images)]
 
+    many = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     given.update(model=unet(num_class_embeds=3), scheduler="ddpm", method="dtrak", options={"num_timesteps": 1})
-    result = attribench.attribute(items(TRAIN), items(QUERIES), decoys="auto", top=0, **given)
-    assert result.scores.shape == (2, 7)
+    result = attribench.attribute(items(many), items(QUERIES), decoys="auto", top=0, **given)
+    assert result.scores.shape == (2, 150)
     judgement = result.answer.judgement
     assert judgement is not None
-    assert judgement.p_values.shape == (2, 7)
-    assert judgement.num_decoys == 21
+    assert judgement.p_values.shape == (2, 150)
+    assert judgement.num_decoys == 50
     assert list(result.to_pandas().columns) == ["query", "train", "rank", "score", "p_value", "adjusted", "stands_out"]
     plain = attribench.attribute(items(TRAIN), items(QUERIES), **given)
     assert plain.answer.judgement is None
+    with pytest.raises(UsageError, match="7 are too few"):
+        attribench.attribute(items(TRAIN), items(QUERIES), decoys="auto", **given)
     with pytest.raises(UsageError, match="--contributors needs --decoys"):
         attribench.attribute(TRAIN, QUERIES, contributors="subfolder", method="pixel")
 
