@@ -24,6 +24,9 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model"
 
+#: Parts of a pipeline that say that its network does not see pixels.
+LATENT_PARTS = ("vae", "vqvae", "movq", "text_encoder")
+
 #: What loads a network of the architecture of another.
 Load = Callable[[nn.Module], nn.Module]
 
@@ -39,9 +42,10 @@ def network_folder(path: Path) -> Path:
             f"{path} is no diffusers folder: neither {_CONFIG} nor unet/{_CONFIG} is in it, but {found}. Name the folder that "
             "save_pretrained wrote."
         )
-    index = path / "model_index.json"
-    if index.is_file() and any(key in read_json(index) for key in ("vae", "vqvae", "text_encoder")):
-        raise ModelError(f"{path} is a pipeline that works on latents; models of pixels can be attributed.")
+    for whole in (path, path.absolute().parent):  # the network's own folder lies in the pipeline's
+        index = whole / "model_index.json"
+        if index.is_file() and any(key in read_json(index) for key in LATENT_PARTS):
+            raise ModelError(f"{whole} is a pipeline that works on latents; models of pixels can be attributed.")
     return folder
 
 
@@ -76,6 +80,11 @@ def read_network(folder: Path) -> nn.Module:
         raise ModelError(
             f"The weights in {folder} are not all there: {some(missing)} of the network {_CONFIG} describes."
         )
+    if info["unexpected_keys"]:  # without them it would be another model than the one that was trained
+        foreign = sorted(info["unexpected_keys"])
+        raise ModelError(
+            f"The weights in {folder} are of another network than {_CONFIG} describes: it has no {some(foreign)}."
+        )
     result: nn.Module = network.eval()
     return result
 
@@ -96,8 +105,11 @@ def read_network_file(path: Path) -> nn.Module:
         raise ModelError(
             f"{path} does not say how its network is built: save the network with save_pretrained and name that folder."
         )
-    with quiet():
-        network = UNet2DModel.from_config(config)
+    try:
+        with quiet():
+            network = UNet2DModel.from_config(config)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} describes no network: {first_line(error)}") from error
     _fill(network, state, path)
     result: nn.Module = network.float().eval()
     return result
@@ -110,7 +122,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         state = {
             name.removeprefix("network."): value
             for name, value in content["state_dict"].items()
-            if name.startswith("network.")
+            if name.startswith("network.") and isinstance(value, Tensor)
         }
         config = content.get(CONFIG_KEY)
     except Exception as error:  # a reader of damaged or foreign files raises anything
@@ -120,22 +132,27 @@ def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         ) from error
     if not state:
         raise ModelError(f"{path} holds no weights of a DiffusionModule (named network.…).")
-    return state, config
+    return state, dict(config) if isinstance(config, Mapping) else None  # diffusers takes a text for a name on a hub
 
 
 def snapshots_in(folder: Path) -> list[Load]:
-    """What loads each of the models in a folder, in natural order of their names."""
+    """What loads each of the models in a folder, in natural order of their names.
+
+    Where there are folders ``checkpoint-…``, as training scripts leave them, the files beside them are no checkpoints: they
+    are the trained model, or an optimizer's.
+    """
     if not folder.is_dir():
         raise ModelError(f"There is no folder of checkpoints {folder}.")
     entries = sorted(
         (entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: natural_key(e.name)
     )
     numbered = [entry for entry in entries if entry.is_dir() and entry.name.startswith("checkpoint")]
-    folders = numbered or [entry for entry in entries if entry.is_dir()]
     found: list[Load] = []
-    for entry in entries:
-        holds_network = entry in folders and any((place / _CONFIG).is_file() for place in (entry, entry / "unet"))
-        if holds_network or entry.suffix in (".ckpt", ".safetensors"):
+    for entry in numbered or entries:
+        if entry.is_dir():
+            if any((place / _CONFIG).is_file() for place in (entry, entry / "unet")):
+                found.append(partial(_snapshot, entry))
+        elif entry.suffix in (".ckpt", ".safetensors"):
             found.append(partial(_snapshot, entry))
         elif entry.suffix in _PICKLED:
             raise ModelError(_pickled(entry))

@@ -12,7 +12,7 @@ from torch import nn
 
 from attribench.diffusion.inputs import PixelInputs
 from attribench.diffusion.model import DiffusionModel
-from attribench.diffusion.networks import network_folder, read_network, read_network_file, snapshots_in
+from attribench.diffusion.networks import LATENT_PARTS, network_folder, read_network, read_network_file, snapshots_in
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.schedulers import DDPM, read_schedule, schedule_beside
 from attribench.errors import ModelError
@@ -63,7 +63,9 @@ def _from_object(source: object, scheduler: object) -> DiffusionModel:
             f"A {type(source).__name__} is no diffusion model: give a path, a diffusers pipeline or a UNet2DModel."
         )
     name = type(source).__name__
-    if getattr(source, "vae", None) is not None:
+    if next(network.parameters(), None) is None:
+        raise ModelError(f"A {type(network).__name__} has no parameters, so that there are no gradients to look at.")
+    if any(getattr(source, part, None) is not None for part in LATENT_PARTS):
         raise ModelError(f"{name} works on latents; models of pixels can be attributed.")
     if scheduler is None and own is None:
         raise ModelError(

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from attribench.diffusion.foreign_files import quiet, read_json
+from attribench.diffusion.foreign_files import first_line, quiet, read_json
 from attribench.diffusion.noise import NoiseSchedule, PredictionType
 from attribench.errors import ModelError
 
@@ -37,16 +37,20 @@ def read_schedule(source: object) -> NoiseSchedule:
         config = read_json(path)
         name = config.get("_class_name", "")
         kind: Any = getattr(diffusers, str(name), None)
-        known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+        known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin) and hasattr(kind, "from_config")
         if not known:
             raise ModelError(f"{path} names no scheduler that diffusers has: _class_name is {name!r}.")
-        with quiet():
-            source = kind.from_config(config)
+        try:
+            with quiet():
+                source = kind.from_config(config)
+        except Exception as error:  # schedulers raise what they like of options that make no sense
+            raise ModelError(f"{path} cannot be used: {first_line(error)}") from error
     name = type(source).__name__
     alpha_bar = getattr(source, "alphas_cumprod", None)
     kinds = get_args(PredictionType)
-    predicted: Any = getattr(getattr(source, "config", None), "prediction_type", "epsilon")
-    if not isinstance(alpha_bar, Tensor):
+    own: Any = getattr(source, "config", None)
+    predicted: Any = getattr(own, "prediction_type", "epsilon")
+    if not isinstance(alpha_bar, Tensor) or getattr(own, "use_flow_sigmas", False):
         raise ModelError(
             f"{name} has no noise schedule of the kind that attribench knows (alphas_cumprod): flow matching and "
             "variance-exploding models are not supported."

@@ -203,6 +203,30 @@ def unknown_prediction(folder: Path) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow")
 
 
+def nonsense_schedule(folder: Path) -> None:
+    pipeline(folder)
+    edit(folder / "scheduler" / "scheduler_config.json", beta_schedule="steep")
+
+
+def flow_sigmas(folder: Path) -> None:
+    pipeline(folder, diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True))
+
+
+def too_many(folder: Path) -> None:
+    unet(num_class_embeds=3).save_pretrained(folder)
+    edit(folder / "config.json", num_class_embeds=None)
+
+
+def latents(folder: Path) -> None:
+    """Of three channels, as pixels have."""
+    latent_diffusion().save_pretrained(folder)
+
+
+def latent_diffusion() -> diffusers.LDMPipeline:
+    autoencoder = diffusers.VQModel(block_out_channels=(4,), norm_num_groups=2, latent_channels=3)
+    return diffusers.LDMPipeline(autoencoder, unet(), diffusers.DDIMScheduler())
+
+
 def damaged_config(folder: Path) -> None:
     unet().save_pretrained(folder)
     (folder / "config.json").write_text("{")
@@ -225,6 +249,10 @@ def damaged_config(folder: Path) -> None:
         (no_scheduler, "holds a model, but not how its noise was scheduled.*--scheduler ddpm"),
         (unknown_scheduler, "_class_name is 'MyScheduler'"),
         (unknown_prediction, "'flow'"),
+        (nonsense_schedule, "scheduler_config.json cannot be used: steep is not implemented"),
+        (flow_sigmas, "DPMSolverMultistepScheduler has no noise schedule of the kind.*flow matching"),
+        (too_many, "are of another network than config.json describes: it has no class_embedding.weight"),
+        (latents, "is a pipeline that works on latents"),
         (damaged_config, "config.json cannot be read"),
         (lambda folder: pipeline(folder, in_channels=4, out_channels=4), "takes images of 4 channels"),
         (lambda folder: pipeline(folder, out_channels=6), "models that predict their variance too"),
@@ -237,6 +265,38 @@ def test_what_cannot_be_read_is_one_line(make: Callable[[Path], object], message
     with pytest.raises(ModelError, match=message) as caught:
         load_model(tmp_path / "model")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_network_of_a_pipeline_on_latents_is_refused_too(tmp_path: Path) -> None:
+    latents(tmp_path)
+    for source in (tmp_path / "unet", latent_diffusion()):
+        with pytest.raises(ModelError, match="works on latents"):
+            load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("somebody/unet", "does not say how its network is built"),  # and no hub is asked
+        ({"block_out_channels": (4,)}, "describes no network: Must provide the same number"),
+        ({**unet().config, "norm_num_groups": 3}, "describes no network: num_channels .4. must be divisible"),
+    ],
+)
+def test_a_checkpoint_s_description_is_not_trusted(config: object, message: str, tmp_path: Path) -> None:
+    state = {f"network.{name}": value for name, value in unet().state_dict().items()}
+    config = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else config
+    torch.save({"state_dict": state, "network_config": config}, tmp_path / "own.ckpt")
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "own.ckpt")
+
+
+def test_files_beside_numbered_checkpoints_are_none(tmp_path: Path) -> None:
+    """The trained model, in shards, and what a training script keeps."""
+    unet().save_pretrained(tmp_path, max_shard_size="10KB")
+    unet(1).save_pretrained(tmp_path / "checkpoint-1" / "unet")
+    (tmp_path / "optimizer.bin").write_bytes(b"pickled")
+    (network,) = load_model(tmp_path, "ddpm", tmp_path).checkpoints()
+    assert same(network, unet(1))
 
 
 def test_the_conversion_that_is_named_works(tmp_path: Path) -> None:
@@ -291,6 +351,8 @@ def test_checkpoints_that_do_not_belong(make: Callable[[Path], object], message:
 def test_objects_that_are_no_model() -> None:
     with pytest.raises(ModelError, match="A dict is no diffusion model"):
         load_model({})
+    with pytest.raises(ModelError, match="A Identity has no parameters"):
+        load_model(nn.Identity(), "ddpm")
     with pytest.raises(ModelError, match="give its scheduler too"):
         load_model(unet())
     with pytest.raises(ModelError, match="There is no scheduler at nowhere"):
