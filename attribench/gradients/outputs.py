@@ -57,13 +57,15 @@ def loss_weights(schedule: NoiseSchedule) -> Tensor:
 
     The weight of a timestep's squared error in the variational bound when the reverse process has variance β_t
     (equation 12 of arXiv 2006.11239). An error δ of v is one of √ᾱ_t δ of the noise, an error δ of the image one of
-    √(ᾱ_t / (1 − ᾱ_t)) δ: their weights are the squares of these times as large.
+    √(ᾱ_t / (1 − ᾱ_t)) δ: their weights are the squares of these times as large. So they are finite where ᾱ_t = 0 (β rescaled
+    to zero terminal SNR), where no image can be found from the noise, and its weight is infinite.
     """
     alpha_bar = schedule.alpha_bar.double()
-    alpha = alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    weights = (1 - alpha) / (2 * alpha * (1 - alpha_bar))
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    alpha = alpha_bar / before
+    shared = (1 - alpha) / (2 * (1 - alpha_bar))
     if schedule.prediction_type == "v_prediction":
-        weights = weights * alpha_bar
-    elif schedule.prediction_type == "sample":
-        weights = weights * alpha_bar / (1 - alpha_bar)
-    return weights.float()
+        return (shared * before).float()  # ᾱ_t / α_t = ᾱ_{t−1}
+    if schedule.prediction_type == "sample":
+        return (shared * before / (1 - alpha_bar)).float()
+    return ((1 - alpha) / (2 * alpha * (1 - alpha_bar))).float()

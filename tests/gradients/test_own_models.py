@@ -91,6 +91,18 @@ def test_an_error_of_v_or_of_the_image_is_weighted_as_one_of_the_noise(tmp_path:
     assert torch.allclose(image * (error * (1 - alpha_bar).sqrt() / alpha_bar.sqrt()) ** 2, right)
 
 
+def test_weights_are_finite_without_any_signal_at_the_end() -> None:
+    """As ``rescale_betas_zero_snr`` makes them, for models that predict v."""
+    from attribench.gradients.outputs import loss_weights
+
+    alpha_bar = COSINE.clone()
+    alpha_bar[-1] = 0
+    for kind in ("v_prediction", "sample"):
+        weights = loss_weights(NoiseSchedule(alpha_bar, kind))  # type: ignore[arg-type]
+        assert torch.isfinite(weights).all()
+        assert weights[-1] == pytest.approx(0.5 * float(COSINE[-2]))
+
+
 def test_a_class_is_told_and_layer_by_layer_works(tmp_path: Path) -> None:
     model = DiffusionModel("own", network(num_class_embeds=3), inputs=PixelInputs(3), num_classes=3)
     told = {"class_labels": torch.tensor([1])}
