@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_source(
     if isinstance(source, str | Path):
         return read_folder(Path(source), image_size or DEFAULT_SIZE, store, channels=channels, progress=progress)
     if isinstance(source, ImageSet):
-        images = _fitted(source.images, image_size, channels, name)
+        images = _fitted(_bytes(source.images, name, 4), image_size, channels, name)
         return Folder(ImageSet(images, source.ids, source.labels), {})
     if isinstance(source, Tensor):
         images = _fitted(_bytes(source, name, 4), image_size, channels, name)
@@ -78,10 +79,11 @@ def folder_labels(
     """Class numbers from first-level subfolders.
 
     Subfolders whose names are all numbers are the classes of these numbers; else classes are numbered from 0 in alphabetical
-    order of the train images' subfolders, as torchvision's ``ImageFolder`` does.
+    order of the train images' subfolders, as torchvision's ``ImageFolder`` does, and a query's subfolder may also be a higher
+    number: a class without train images.
 
     Args:
-        train: names of the train images, paths within their folder.
+        train: names of the train images, paths within their folder; none where they come from elsewhere.
         queries: likewise.
         num_classes: that the model knows.
         what: messages call them.
@@ -107,6 +109,9 @@ def folder_labels(
         )
     else:
         numbers = {folder: number for number, folder in enumerate(folders)}
+        # A number that names no subfolder is a class without train images: that of images made without a class, say.
+        others = {name.partition("/")[0] for name in queries} - numbers.keys()
+        numbers.update({folder: int(folder) for folder in others if folder.isdecimal() and int(folder) >= len(folders)})
     too_high = [folder for folder, number in numbers.items() if number >= num_classes]
     if too_high:
         raise DataError(
@@ -115,9 +120,8 @@ def folder_labels(
         )
     unknown = sorted({name.partition("/")[0] for name in queries} - set(numbers))
     if unknown:
-        raise DataError(
-            f"The {what}' subfolder {unknown[0]} is no class of the train images (there are: {some(folders)}): rename it."
-        )
+        known = f"class of the train images (there are: {some(folders)})" if folders else "number of a class"
+        raise DataError(f"The {what}' subfolder {unknown[0]} is no {known}: rename it.")
     found = [torch.tensor([numbers[name.partition("/")[0]] for name in names]) for names in (train, queries)]
     return found[0], found[1], sorted(numbers, key=lambda folder: (numbers[folder], natural_key(folder)))
 
@@ -146,11 +150,11 @@ def _picture(item: Any, name: str) -> tuple[Any, int | None]:
             raise DataError(f"{name} has no 'image': its keys are {some([str(key) for key in item])}.")
         label = next((item[key] for key in _LABEL_KEYS if key in item), None)
     elif isinstance(item, tuple | list):
-        picture, label = (item[0], item[1]) if len(item) > 1 else (item[0], None)
+        picture, label = (*item, None, None)[:2]
     else:
         picture, label = item, None
-    if isinstance(label, Tensor | np.generic):
-        label = label.item()
+    if isinstance(label, Tensor | np.generic | np.ndarray):
+        label = label.item() if math.prod(label.shape) == 1 else None  # many attributes are no class
     return picture, label if isinstance(label, int) and not isinstance(label, bool) else None
 
 
@@ -165,7 +169,10 @@ def _pixels(picture: Any, image_size: int | None, name: str) -> Tensor:
             raise DataError(f"{name}: an array {picture.dtype} {picture.shape} is no picture: {error}.") from error
     size = image_size or DEFAULT_SIZE
     if isinstance(picture, Image.Image):
-        return torch.from_numpy(to_pixels(square_of(picture, size)))
+        try:
+            return torch.from_numpy(to_pixels(square_of(picture, size)))
+        except (DataError, OSError) as error:  # pictures are decoded when they are first looked at
+            raise DataError(f"{name}: {error}") from error
     if isinstance(picture, str | Path):
         try:
             return torch.from_numpy(to_pixels(open_square(Path(picture), size)))
@@ -205,7 +212,7 @@ def _fitted(images: Tensor, image_size: int | None, channels: Channels, name: st
     coloured = images.shape[1] == 3 and not is_grey(images.numpy())
     if channels == "grey" and coloured:
         pictures = (Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in images)
-        return torch.stack([torch.from_numpy(to_pixels(picture)) for picture in pictures])
+        return torch.stack([torch.tensor(to_pixels(picture)) for picture in pictures])
     if channels == "RGB":
         return _widened(images, 3)
     return images if coloured else images[:, :1]

@@ -230,13 +230,14 @@ def _labelled(
 ) -> tuple[Folder, Folder]:
     """Labels from subfolders, where images come from folders."""
     of_folder = [isinstance(source, str | Path) for source in (request.train, request.queries)]
-    if of_folder[0]:
-        names = queries.images.ids if of_folder[1] else ()
-        own, asked, classes = folder_labels(train.images.ids, names, model.num_classes)
-        shown = [f"{number} = {folder}" for number, folder in enumerate(classes)] if not classes[0].isdecimal() else []
-        if shown:
+    if any(of_folder):
+        names = [folder.images.ids if own else () for folder, own in zip((train, queries), of_folder, strict=True)]
+        own, asked, classes = folder_labels(*names, model.num_classes)
+        if not all(name.isdecimal() for name in classes):
+            shown = [f"{number} = {folder}" for number, folder in enumerate(classes) if not folder.isdecimal()]
             progress.message(f"Classes by subfolder: {some(shown)}.")
-        train = replace(train, images=replace(train.images, labels=own))
+        if of_folder[0]:
+            train = replace(train, images=replace(train.images, labels=own))
         if of_folder[1]:
             queries = replace(queries, images=replace(queries.images, labels=asked))
     for folder in (train, queries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (20, 14)) -> I
 
 
 PICTURES = [picture(seed) for seed in range(3)]
+
+
+def cut_off() -> Image.Image:
+    """Opened, as data sets hand pictures out, and not yet decoded."""
+    file = io.BytesIO()
+    picture(0, size=(99, 99)).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:2000]))
 
 
 @pytest.fixture
@@ -68,6 +76,13 @@ def test_pictures_are_those_of_a_folder(expected: Tensor, store: ArtifactStore, 
         assert labels == ([7, 7, 7] if name in ("items", "pairs") else None)
 
 
+def test_many_attributes_are_no_class(store: ArtifactStore) -> None:
+    """As torchvision's CelebA has them."""
+    for several in (torch.zeros(40), np.zeros(40)):
+        assert read_source([(PICTURES[0], several)], 8, store).images.labels is None
+    assert read_source([(PICTURES[0], torch.tensor([2]))], 8, store).images.labels == 2
+
+
 def test_tensors(expected: Tensor, store: ArtifactStore) -> None:
     for source in (expected, expected.double() / 255, list(expected), list(expected.float() / 255)):
         assert torch.equal(read_source(source, 8, store).images.images, expected)
@@ -105,6 +120,11 @@ def test_grey_and_colour(store: ArtifactStore) -> None:
         ([{"picture": PICTURES[0]}], r"mine\[0\] has no 'image': its keys are picture"),
         (["nowhere.png"], "nowhere.png"),
         ([3], r"mine\[0\]: a int is no picture"),
+        ([()], r"mine\[0\]: a NoneType is no picture"),
+        ([PICTURES[0], PICTURES[0].convert("F")], r"mine\[1\]: 32-bit pixels have no agreed range"),
+        ([cut_off()], r"mine\[0\]: image file is truncated"),
+        (ImageSet(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), ("a",)), "with C = 1 or 3"),
+        (ImageSet(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), ()), "with C = 1 or 3"),
     ],
 )
 def test_what_is_no_image_is_named(source: Any, message: str, store: ArtifactStore) -> None:
@@ -123,6 +143,9 @@ def test_labels_from_subfolders() -> None:
     assert (train.tolist(), queries.tolist(), names) == ([1, 0, 1], [0], ["cat", "dog"])
     train, queries, _ = folder_labels(["10/a.png", "2/b.png"], ["7/c.png"], 11)
     assert (train.tolist(), queries.tolist()) == ([10, 2], [7])
+    train, queries, names = folder_labels(["dog/1.png", "cat/2.png"], ["2/made-without-a-class.png", "dog/3.png"], 3)
+    assert (train.tolist(), queries.tolist(), names) == ([1, 0], [2, 1], ["cat", "dog", "2"])
+    assert folder_labels([], ["1/a.png"], 3)[1].tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +155,9 @@ def test_labels_from_subfolders() -> None:
         (["cat/1.png"], ["2.png"], r"1 queries lie in no subfolder \(2.png\)"),
         (["a/1", "b/1", "c/1"], [], "The model knows 2 classes, numbered from 0; the subfolder c would be class 2"),
         (["0/1", "5/1"], [], "the subfolder 5 would be class 5"),
+        (["a/1", "b/1"], ["1/1"], r"subfolder 1 is no class of the train images \(there are: a, b\)"),
+        (["a/1", "b/1"], ["2/1"], "the subfolder 2 would be class 2"),
+        ([], ["cat/1"], "subfolder cat is no number of a class"),
         (["cat/1.png"], ["dog/1.png"], r"subfolder dog is no class of the train images \(there are: cat\)"),
     ],
 )

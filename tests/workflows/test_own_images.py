@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 
+from attribench import ImageSet
 from attribench.computing.progress import silent_progress
 from attribench.settings import Runtime
 from attribench.workflows.own_images import OwnImages, Request, open_images
@@ -42,3 +44,15 @@ def test_a_model_that_was_moved_to_its_device_still_has_gradients(tmp_path: Path
     parameters = list(model.network.parameters())
     assert not any(parameter.is_inference() for parameter in parameters)
     assert all(parameter.detach().requires_grad_().requires_grad for parameter in parameters)
+
+
+def test_queries_in_subfolders_have_classes_where_train_images_come_with_theirs(tmp_path: Path) -> None:
+    for name, image in zip(("0", "2"), PIXELS, strict=False):
+        (tmp_path / "queries" / name).mkdir(parents=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "queries" / name / "a.png")
+    train = ImageSet(PIXELS[:3], tuple("abc"), torch.tensor([1, 1, 0]))
+    own = opened(tmp_path / "runs", unet(num_class_embeds=3), train=train, queries=tmp_path / "queries")
+    assert own.train.images.labels is not None
+    assert own.train.images.labels.tolist() == [1, 1, 0]
+    assert own.queries.images.labels is not None
+    assert own.queries.images.labels.tolist() == [0, 2]
