@@ -73,7 +73,12 @@ def _from_object(source: object, scheduler: object) -> DiffusionModel:
             "DDPMScheduler."
         )
     schedule = read_schedule(own if scheduler is None else scheduler)
-    return _described(name, copy.deepcopy(network).float().eval(), schedule)
+    network = copy.deepcopy(network).float().eval()
+    if getattr(
+        network, "is_gradient_checkpointing", False
+    ):  # it saves memory in training; layer by layer cannot see through
+        network.disable_gradient_checkpointing()
+    return _described(name, network, schedule)
 
 
 def _described(name: str, network: nn.Module, schedule: NoiseSchedule) -> DiffusionModel:

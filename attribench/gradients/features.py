@@ -28,7 +28,7 @@ from attribench.gradients.plan import Part, Plan
 from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext, Needs, Queries
 from attribench.store.artifacts import Artifact, Spec, Staging
-from attribench.store.code import ROOT, source_hash
+from attribench.store.code import ROOT, class_hash, source_hash
 
 _KIND = "gradients"
 
@@ -297,14 +297,32 @@ def model_spec(context: AttributionContext, model: nn.Module) -> Spec:
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 of all that a model's outputs depend on: modules, configuration, parameters and buffers."""
+    """SHA-256 of all that a model's outputs depend on.
+
+    That is modules with their plain attributes and the code of those that somebody wrote, configuration, parameters and
+    buffers; not what their code calls, nor other objects that they hold.
+    """
     digest = hashlib.sha256(repr(model).encode())
     config = {key: value for key, value in dict(getattr(model, "config", {})).items() if not key.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, value in model.state_dict().items():
+    for name, module in model.named_modules():
+        plain = [(key, value) for key, value in vars(module).items() if key not in _MODULE_STATE and _is_plain(value)]
+        digest.update(f"{name}:{class_hash(type(module))}:{sorted(plain)}".encode())
+    for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+#: What every module has, and whether it is in training, which changes from call to call.
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a number or text, or a sequence of these, whose text is what it is."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _mean(parts: Sequence[Part], artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:

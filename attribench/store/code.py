@@ -52,6 +52,17 @@ def method_hash(cls: type[Any]) -> str:
 
 
 @cache
+def class_hash(cls: type[Any]) -> str:
+    """Identify a class by its own text and its ancestors', where these are not Python's, torch's or diffusers'.
+
+    A class whose source cannot be read is never the same as in another process.
+    """
+    apart = {*sys.stdlib_module_names, "torch", "diffusers"}
+    texts = [_text(base) for base in cls.__mro__ if base.__module__.partition(".")[0] not in apart]
+    return hashlib.sha256("\0".join([f"{cls.__module__}.{cls.__qualname__}", *texts]).encode()).hexdigest()
+
+
+@cache
 def computing_hash(root: Path = ROOT) -> str:
     """Identify all source of attribench that can change a score.
 

@@ -102,6 +102,9 @@ def test_objects_are_copied(tmp_path: Path) -> None:
     assert network.training
     assert network.dtype == torch.float16
     assert load_model(model) is model
+    network.enable_gradient_checkpointing()
+    assert not load_model(network, "ddpm").network.is_gradient_checkpointing
+    assert network.is_gradient_checkpointing
 
 
 def test_a_lightning_checkpoint_of_ours(tmp_path: Path) -> None:

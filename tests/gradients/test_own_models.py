@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from attribench.diffusion.inputs import PixelInputs
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule, PredictionType, sample_noise
 from attribench.errors import DataError
-from attribench.gradients.features import GradientFeatures
+from attribench.gradients.features import GradientFeatures, model_digest
 from attribench.gradients.kronecker import kronecker_layers
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import layerwise_bytes
@@ -171,3 +174,45 @@ def test_labels_that_a_model_does_not_know_are_refused() -> None:
     with pytest.raises(DataError, match="one subfolder a class"):
         inputs.seen(Queries(PIXELS[4:], ("x", "y")))
     assert PixelInputs().seen(TRAIN).labels is None
+
+
+class Times(nn.Module):
+    """A network that somebody wrote: all of its own that its outputs depend on is beside its weights."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.inner, self.factor = nn.Conv2d(1, 1, 1), factor
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor) -> Any:
+        return self.inner(noisy) * self.factor + self.shift
+
+
+def test_networks_of_the_same_weights_that_do_something_else_are_others(tmp_path: Path) -> None:
+    code = (
+        "import torch\nfrom torch import nn\nclass Net(nn.Conv2d):\n    def forward(self, x, t):\n        return {}\n"
+    )
+    found = []
+    for number, result in enumerate(("super().forward(x)", "-super().forward(x)", "super().forward(x)")):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "written.py").write_text(code.format(result))
+        spec = importlib.util.spec_from_file_location("written", tmp_path / f"{number}" / "written.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["written"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        torch.manual_seed(0)
+        found.append(model_digest(module.Net(1, 1, 1)))
+    del sys.modules["written"]
+    assert found[0] == found[2] != found[1]
+
+    def digest(factor: float, shift: float = 0.0) -> str:
+        torch.manual_seed(0)
+        model = Times(factor)
+        model.shift += shift
+        return model_digest(model)
+
+    assert digest(2.0) == digest(2.0)
+    assert len({digest(2.0), digest(3.0), digest(2.0, 1.0)}) == 3
+    network = Times()
+    assert model_digest(network.train()) == model_digest(copy.deepcopy(network).eval())
