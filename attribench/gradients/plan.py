@@ -62,6 +62,11 @@ class Plan:
     def _largest(self) -> int:
         return max(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def _most_terms(self) -> int:
+        """Of any part, be it there already: other images, such as queries, need them all."""
+        return max(len(part.terms) for part in self.chunks[0])
+
     def memory(self, rows: int | None = None) -> int:
         """Bytes needed at a time, beside images and model: gradients, activations of one pass, random matrix, what is saved.
 
@@ -69,7 +74,7 @@ class Plan:
             rows: images whose features are made together; None for the most.
         """
         rows = max(len(part.images) for part in self.missing) if rows is None else rows
-        terms = max((len(part.terms) for part in self.missing), default=1)
+        terms = self._most_terms
         samples, together = rows_together(rows, terms, self.length, self.row_bytes, self.device, self.normalized)
         kept, features = 4 * self.length * rows, 4 * self.projection.dim * rows
         if self.projection.name in ("identity", "factored"):
@@ -92,7 +97,7 @@ class Plan:
         """
         if self.device.type != "cpu":
             return 0
-        terms = max(len(part.terms) for part in self.chunks[0])
+        terms = self._most_terms
         samples, together = rows_together(rows, terms, self.length, self.row_bytes, self.device, self.normalized)
         return self._held[0] * samples * together
 

@@ -82,6 +82,17 @@ def test_what_is_there_already_takes_nothing(context: AttributionContext, monkey
     assert after.seconds < before.seconds
 
 
+def test_queries_take_no_less_where_train_images_are_done(
+    context: AttributionContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many of them as of train images take as much: passes are as large."""
+    monkeypatch.setattr("attribench.gradients.plan.Plan.left_over", lambda *_: 0)  # as on a GPU
+    asked, count = GradientFeatures(context, FeatureOptions("loss", 10, "basic", 2)), len(context.train)
+    before = asked.needs(context.train, count).memory
+    asked.of(context.target_model(), context.train)
+    assert asked.needs(context.train, count).memory == before
+
+
 def test_gradients_that_are_kept_are_in_the_memory(context: AttributionContext) -> None:
     def memory(options: FeatureOptions) -> int:
         return GradientFeatures(context, options).needs(context.train, 0).memory
