@@ -133,6 +133,15 @@ def test_decoys_are_scored_beside_the_train_images_by_a_model_with_classes(given
         attribench.attribute(TRAIN, QUERIES, contributors="subfolder", method="pixel")
 
 
+def test_what_is_there_already_needs_no_memory(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given.update(model=unet(), scheduler="ddpm", method="gradient", options={"num_timesteps": 1})
+    first = attribench.attribute(TRAIN, QUERIES, **given).scores
+    monkeypatch.setattr("attribench.gradients.budget.available_memory", lambda _: 0)
+    assert torch.equal(attribench.attribute(TRAIN, QUERIES, **given).scores, first)
+    with pytest.raises(UsageError, match="of memory"):
+        attribench.attribute(TRAIN, PIXELS[[3]], **given)
+
+
 def test_images_whose_way_is_not_known_have_no_journey(given: dict[str, Any]) -> None:
     with pytest.raises(
         UsageError, match="journey-trak is not defined on the query set 'queries': they were not sampled"

@@ -48,12 +48,14 @@ def attribute(
     tasks = [_Task(own, config, method) for config, method in methods]
     for task in tasks:
         require_defined(task.method, task.config.name, task.asked)
-    looking = [task for task in tasks if task.context.models is not None]
     for task in tasks:
-        if task not in looking:
+        if not task.tells_needs:
             require(task.method, task.config.name, task.context)
-    forecast([task.planned for task in looking if not task.done], len(own.queries.images), progress)
-    for task in looking:  # after the forecast, which names the option that would do
+    missing = [
+        task for task in tasks if task.tells_needs and not task.done
+    ]  # of the others nothing is computed any more
+    forecast([task.planned for task in missing], len(own.queries.images), progress)
+    for task in missing:  # after the forecast, which names the option that would do
         require(task.method, task.config.name, task.context)
     for task in tasks:
         yield task.run(request)
@@ -66,6 +68,11 @@ class _Task:
         self._own, self.config, self.method = own, config, method
         self.context = own.context(config)
         self.asked = own.asked(self.context.access)
+
+    @property
+    def tells_needs(self) -> bool:
+        """Whether the method says what it takes."""
+        return type(self.method).needs is not AttributionMethod.needs
 
     @property
     def planned(self) -> Planned:
