@@ -14,7 +14,7 @@ from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
-from attribench.gradients.needs import PIECE, block_bytes, total
+from attribench.gradients.needs import PIECE, block_bytes, products_seconds, total
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.search import check_damping, search_number
 from attribench.method import Access, AttributionContext, AttributionMethod, Evaluate, Needs, Queries
@@ -75,7 +75,9 @@ class DataInf(AttributionMethod):
         copies = 2 if block < 4 * length * count else 1  # in float64: of one block after the other
         scoring = held + 2 * copies * block + 5 * 4 * length * min(PIECE, num_queries)
         left_over = features.left_over(context.train)
-        return total(features.needs(context.train, num_queries), Needs(scoring, 0, 0.0), left_over=left_over)
+        # Three products with all gradients, in float64, which takes about twice as long.
+        seconds = 2 * products_seconds(3 * num_queries, count, length, context.device.type)
+        return total(features.needs(context.train, num_queries), Needs(scoring, 0, seconds), left_over=left_over)
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and each layer's λ."""

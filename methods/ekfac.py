@@ -13,7 +13,7 @@ from attribench.errors import AttribenchError
 from attribench.gradients.ekfac import Curvature, LayerCurvature, precondition
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
-from attribench.gradients.needs import PIECE, block_bytes, total
+from attribench.gradients.needs import PIECE, block_bytes, products_seconds, total
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.search import DAMPINGS, check_damping, search_number
@@ -74,8 +74,11 @@ class EKFAC(AttributionMethod):
         # Features and what becomes of them in float64, beside train images' and the layers'.
         scoring = held + 2 * block + 6 * queries + 2 * 4 * length
         curvature = Curvature(context, self._train).needs(model, context.train, features.trial(model, context.train))
+        seconds = 2 * products_seconds(num_queries, count, length, context.device.type)  # in float64
         left_over = features.left_over(context.train)
-        return total(features.needs(context.train, num_queries), curvature, Needs(scoring, 0, 0.0), left_over=left_over)
+        return total(
+            features.needs(context.train, num_queries), curvature, Needs(scoring, 0, seconds), left_over=left_over
+        )
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and the curvature."""

@@ -14,7 +14,9 @@ from attribench.gradients import features, needs
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
 from attribench.gradients.options import FeatureOptions
-from attribench.method import Needs, score, start
+from attribench.method import AttributionMethod, Needs, score, start
+from attribench.methods.datainf import DataInf
+from attribench.methods.ekfac import EKFAC
 from attribench.methods.trak import TRAK
 
 
@@ -91,6 +93,19 @@ def test_queries_take_no_less_where_train_images_are_done(
     before = asked.needs(context.train, count).memory
     asked.of(context.target_model(), context.train)
     assert asked.needs(context.train, count).memory == before
+
+
+@pytest.mark.parametrize("method", [DataInf(num_timesteps=1), EKFAC(num_timesteps=1)])
+def test_scores_take_time_too(
+    method: AttributionMethod, context: AttributionContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attribench.gradients.plan.Plan.trial", lambda *_: 0.0)
+    few, many = (method.needs(context, count) for count in (1, 10**6))
+    assert few is not None
+    assert many is not None
+    length = sum(parameter.numel() for parameter in context.target_model().parameters())
+    products = needs.products_seconds(10**6, len(context.train), length, "cpu")
+    assert many.seconds - few.seconds >= 2 * products * 0.99
 
 
 def test_gradients_that_are_kept_are_in_the_memory(context: AttributionContext) -> None:
