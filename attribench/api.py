@@ -222,12 +222,12 @@ def evaluate(
         seed: of the interval's bootstrap.
 
     Raises:
-        UsageError: there is no such ground truth, or what is given is none.
+        UsageError: there is no such ground truth, what is given is none, or no numbers.
         BundleError: the file cannot be read, or has no losses on that query set.
         DataError: scores of another number of queries or train images, or that are not finite.
     """
     masks, outputs = _masks_and_outputs(truth, query_set, Path(workdir))
-    values = scores.scores if isinstance(scores, Attribution) else torch.as_tensor(scores)
+    values = scores.scores if isinstance(scores, Attribution) else _tensor(scores, "scores")
     predictions = predict_outputs(values, masks)
     per_query = score_predictions(predictions, outputs)
     interval = lds_interval(predictions, outputs, level=level, num_resamples=num_resamples, seed=seed)
@@ -243,5 +243,12 @@ def _masks_and_outputs(truth: object, query_set: str, workdir: Path) -> tuple[Te
     if isinstance(truth, GroundTruth):
         return truth.masks, truth.outputs
     if isinstance(truth, tuple | list) and len(truth) == 2:
-        return torch.as_tensor(truth[0]), torch.as_tensor(truth[1])
+        return _tensor(truth[0], "masks"), _tensor(truth[1], "losses")
     raise UsageError("truth must be the name or file of a ground truth, or a pair (masks, losses).")
+
+
+def _tensor(values: object, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name} must be a tensor or an array of numbers, not a {type(values).__name__}.") from error

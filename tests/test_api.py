@@ -225,5 +225,9 @@ def test_evaluate_knows_ground_truths_by_name(given: dict[str, Any]) -> None:
         attribench.evaluate(scores, "digits", query_set="other")
     with pytest.raises(UsageError, match="or a pair"):
         attribench.evaluate(scores, 3)
+    with pytest.raises(UsageError, match="scores must be a tensor or an array of numbers, not a DataFrame"):
+        attribench.evaluate(pd.DataFrame({"query": ["a"]}), "digits")
+    with pytest.raises(UsageError, match="masks must be a tensor or an array of numbers, not a str"):
+        attribench.evaluate(scores, ("masks", "losses"))
     with pytest.raises(DataError):
         attribench.evaluate(scores[:3], "digits")
