@@ -91,7 +91,7 @@ def check_methods(request: Request, configs: Sequence[MethodConfig]) -> None:
                 f"{config.name} looks at a model, and there is none here: name it with --model, or use a method that compares "
                 "images, such as nda, pixel or clip."
             )
-        if access >= Access.CHECKPOINTS and request.checkpoints is None:
+        if access >= Access.CHECKPOINTS and request.checkpoints is None and not getattr(request.model, "snapshots", ()):
             raise UsageError(
                 f"{config.name} looks at checkpoints of the model's training: name their folder with --checkpoints."
             )

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
 from attribench import ImageSet
+from attribench.api import own_method_config
 from attribench.computing.progress import silent_progress
+from attribench.diffusion.model import DiffusionModel
+from attribench.errors import UsageError
 from attribench.settings import Runtime
-from attribench.workflows.own_images import OwnImages, Request, open_images
+from attribench.workflows.own_images import OwnImages, Request, check_methods, open_images
 
 PIXELS = torch.randint(0, 256, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -56,3 +60,11 @@ def test_queries_in_subfolders_have_classes_where_train_images_come_with_theirs(
     assert own.train.images.labels.tolist() == [1, 1, 0]
     assert own.queries.images.labels is not None
     assert own.queries.images.labels.tolist() == [0, 2]
+
+
+def test_checkpoints_may_come_with_a_model_in_memory() -> None:
+    network = unet()
+    configs = [own_method_config("tracincp", {})]
+    check_methods(Request(PIXELS, PIXELS, model=DiffusionModel("own", network, snapshots=[lambda: network])), configs)
+    with pytest.raises(UsageError, match="--checkpoints"):
+        check_methods(Request(PIXELS, PIXELS, model=DiffusionModel("own", network)), configs)
