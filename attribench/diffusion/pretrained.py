@@ -73,12 +73,11 @@ def _from_object(source: object, scheduler: object) -> DiffusionModel:
             "DDPMScheduler."
         )
     schedule = read_schedule(own if scheduler is None else scheduler)
-    network = copy.deepcopy(network).float().eval()
-    if getattr(
-        network, "is_gradient_checkpointing", False
-    ):  # it saves memory in training; layer by layer cannot see through
-        network.disable_gradient_checkpointing()
-    return _described(name, network, schedule)
+    copied: Any = copy.deepcopy(network).float().eval()
+    # It saves memory in training, and gradients cannot be taken layer by layer through it.
+    if getattr(copied, "is_gradient_checkpointing", False):
+        copied.disable_gradient_checkpointing()
+    return _described(name, copied, schedule)
 
 
 def _described(name: str, network: nn.Module, schedule: NoiseSchedule) -> DiffusionModel:

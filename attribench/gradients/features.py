@@ -307,7 +307,8 @@ def model_digest(model: nn.Module) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, module in model.named_modules():
         plain = [(key, value) for key, value in vars(module).items() if key not in _MODULE_STATE and _is_plain(value)]
-        digest.update(f"{name}:{class_hash(type(module))}:{sorted(plain)}".encode())
+        written = class_hash(type(module))  # type: ignore[arg-type]
+        digest.update(f"{name}:{written}:{sorted(plain)}".encode())
     for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

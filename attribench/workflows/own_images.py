@@ -231,8 +231,9 @@ def _labelled(
     """Labels from subfolders, where images come from folders."""
     of_folder = [isinstance(source, str | Path) for source in (request.train, request.queries)]
     if any(of_folder):
-        names = [folder.images.ids if own else () for folder, own in zip((train, queries), of_folder, strict=True)]
-        own, asked, classes = folder_labels(*names, model.num_classes)
+        pairs = zip((train, queries), of_folder, strict=True)
+        names = [folder.images.ids if is_folder else () for folder, is_folder in pairs]
+        own, asked, classes = folder_labels(names[0], names[1], model.num_classes)
         if not all(name.isdecimal() for name in classes):
             shown = [f"{number} = {folder}" for number, folder in enumerate(classes) if not folder.isdecimal()]
             progress.message(f"Classes by subfolder: {some(shown)}.")
