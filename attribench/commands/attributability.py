@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attribench.commands.parsing import configured, new_parser, runtime_of, whole_numbers
 from attribench.commands.writable import writable_folder
 from attribench.errors import UsageError
@@ -36,6 +38,8 @@ def attributability(arguments: list[str]) -> int:
     sizes = whole_numbers("--sizes", options.sizes, "[125, 250, 500]") if options.sizes else []
     results = writable_folder("--results", options.results)
     runtime, progress = runtime_of(options), terminal_progress()
+    if sizes:
+        config = replace(config, ground_truth="")  # a shipped one is of the whole train set
     record = series(config, sizes, runtime, progress) if sizes else measure(config, runtime, progress)
     path = save_attributability(record, results)
     print(render([attributability_table(record)], options.format).rstrip())

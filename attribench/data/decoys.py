@@ -25,9 +25,18 @@ def set_apart(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
 
 
 def without_copies(decoys: ImageSet, train: ImageSet) -> ImageSet:
-    """The decoys that are not equal, pixel by pixel, to a train image: such a one may have been trained on."""
+    """The decoys that are not equal, pixel by pixel, to a train image or to a decoy before them.
+
+    The one may have been trained on; copies of a decoy are not as many draws from what an unrelated image scores.
+    """
     known = {_content(image) for image in train.images}
-    return decoys.select([number for number, image in enumerate(decoys.images) if _content(image) not in known])
+    kept: list[int] = []
+    for number, image in enumerate(decoys.images):
+        content = _content(image)
+        if content not in known:
+            kept.append(number)
+            known.add(content)
+    return decoys.select(kept)
 
 
 def _content(image: Tensor) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from attribench.computing.progress import Progress
@@ -56,6 +55,8 @@ def series(config: Config, sizes: Sequence[int], runtime: Runtime, progress: Pro
     Raises:
         UsageError: sizes that are not there, fewer than two of them, a ground truth that was made elsewhere, or as above.
     """
+    if config.ground_truth:
+        raise UsageError("--sizes retrains all models: it takes no --ground-truth.")
     sizes = sorted(set(sizes))
     if len(sizes) < 2:
         raise UsageError("--sizes needs two sizes or more, as --sizes '[125, 250, 500]'.")
@@ -63,7 +64,7 @@ def series(config: Config, sizes: Sequence[int], runtime: Runtime, progress: Pro
     parts = [Fewer(whole, size) for size in sizes]
     points = []
     experiments = [Experiment(data, config.settings, runtime, progress) for data in parts]
-    _check(replace(config, ground_truth=""), experiments[0])
+    _check(config, experiments[0])
     truth = config.settings.ground_truth
     progress.message(f"{truth.num_subsets * truth.num_seeds} models for each of {len(sizes)} sizes are needed.")
     for experiment in experiments:

@@ -99,10 +99,14 @@ def _without_chosen(
     """The methods none of whose options were chosen on data; of the others the reason is put into ``skipped``."""
     for method in methods:
         if method.tuned_on:
-            skipped[row_name(method.name, method.changed)] = (
-                f"its options were chosen on {method.tuned_on}; the strict protocol reports on some of these. Run: attribench "
-                f"tune --method {method.name} --dataset {dataset} --preset {config.preset} --protocol strict, "
+            way = (
+                f"Run: attribench tune --method {method.name} --dataset {dataset} --preset {config.preset} --protocol strict, "
                 "then attribench run with --protocol strict --tuned."
+                if is_tunable(method.cls)
+                else "It cannot be tuned on its own; options that are all set by hand (--method.…) are reported."
+            )
+            skipped[row_name(method.name, method.changed)] = (
+                f"its options were chosen on {method.tuned_on}; the strict protocol reports on some of these. {way}"
             )
     return [method for method in methods if not method.tuned_on]
 

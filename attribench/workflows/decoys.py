@@ -103,13 +103,18 @@ class Pool:
             decoys = without_copies(replace(found, images=wide), train)
             how = f"{len(decoys)} images from {request.source}"
             if len(decoys) < len(found):
-                how += f", without {len(found) - len(decoys)} that are train images"
+                how += f", without {len(found) - len(decoys)} that are train images or equal to another"
         if len(decoys) < FEWEST_DECOYS:
             raise UsageError(
                 f"{len(decoys)} decoys ({how}) are too few: {FEWEST_DECOYS} at least are needed. --decoys DIR names a folder "
                 "of images that cannot have been trained on."
             )
         progress.message(f"Decoys: {how}.")
+        if len(train) > MOST_COMPARED:
+            progress.message(
+                f"Near duplicates are not looked for: {len(train)} train images are more than {MOST_COMPARED}. A contributor's "
+                "copies of one image count as so many images."
+            )
         return cls(train, decoys, how, request)
 
     @property
@@ -117,7 +122,10 @@ class Pool:
         """The train images, then the decoys."""
         if self.decoys is None:
             return self.train
-        ids = (*self.train.ids, *(f"decoy/{name}" for name in self.decoys.ids))
+        prefix = "decoy/"
+        while any(name.startswith(prefix) for name in self.train.ids):  # a folder of train images may be called that
+            prefix = f"other {prefix}"
+        ids = (*self.train.ids, *(f"{prefix}{name}" for name in self.decoys.ids))
         labels = [images.labels for images in (self.train, self.decoys) if images.labels is not None]
         return ImageSet(
             torch.cat([self.train.images, self.decoys.images]), ids, torch.cat(labels) if len(labels) == 2 else None
@@ -161,6 +169,7 @@ class Pool:
         return dict(sorted(found.items()))
 
     def _clusters(self) -> dict[str, list[int]]:
+        """Near duplicates, by the first of them; none are looked for where :meth:`of` said so."""
         if len(self.train) > MOST_COMPARED:
             return {}
         return {self.train.ids[members[0]]: members for members in near_duplicates(self.train.images)}

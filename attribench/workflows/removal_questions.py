@@ -156,13 +156,16 @@ def _of_a_class(config: Config, settings: RemovalSettings, runtime: Runtime, pro
     names: list[str] = []
     counts: list[int] = []
     right: list[Tensor] = []
+    # Where a class has fewer images than are removed, what goes beyond it is drawn at random.
+    generator = torch.Generator().manual_seed(derive_seed(_SEED, "removals", "beyond a class"))
+    others = torch.rand(len(train), generator=generator, dtype=torch.float64) / 2
     for label in sorted(set(validation.tolist()) & set(train.tolist())):
         of_class = (validation == label).nonzero().flatten().tolist()
         if len(of_class) >= settings.group_size and len(names) < settings.num_groups:
             chosen += of_class[: settings.group_size]
             names.append(f"class {label}")
             counts.append(int((train == label).sum()))
-            right += [(train == label).double()] * settings.group_size
+            right += [torch.where(train == label, 1.0, others)] * settings.group_size
     if len(names) < settings.num_groups:
         raise UsageError(
             f"{len(names)} classes of {experiment.label} have {settings.group_size} validation queries and train images; "
@@ -170,6 +173,9 @@ def _of_a_class(config: Config, settings: RemovalSettings, runtime: Runtime, pro
         )
     largest = max(counts)
     sizes = list(settings.num_removed) or sorted({max(1, largest // 4), max(1, largest // 2), largest})
+    for name, count in zip(names, counts, strict=True):
+        if count < sizes[-1]:
+            progress.message(f"{name} has {count} train images: of {sizes[-1]} removed, the rest are of other classes.")
     queries = Queries.of(experiment.validation, "validation")
     return Question(experiment, queries, chosen, names, sizes, torch.stack(right))
 

@@ -37,3 +37,9 @@ def test_a_train_image_is_no_decoy() -> None:
     whole = images(8)
     decoys = ImageSet(torch.cat([images(10, 10).images[8:], whole.images[3:5]]), ("new", "newer", "old", "older"))
     assert without_copies(decoys, whole).ids == ("new", "newer")
+
+
+def test_copies_of_a_decoy_are_one_decoy() -> None:
+    new = images(10, 10).images[8:]
+    decoys = ImageSet(torch.cat([new, new.flip(0)]), ("new", "newer", "newer again", "new again"))
+    assert without_copies(decoys, images(8)).ids == ("new", "newer")

@@ -187,7 +187,16 @@ def test_a_train_image_among_the_decoys_is_taken_out(tmp_path: Path, capsys: pyt
     write(tmp_path / "decoys", [*(picture(generator) for _ in range(40)), *train[:3]])
     assert call(tmp_path, "--decoys", str(tmp_path / "decoys")) == 0
     assert "40 images from" in (printed := capsys.readouterr().out)
-    assert "without 3 that are train images" in printed
+    assert "without 3 that are train images or equal to another" in printed
+
+
+def test_train_images_may_lie_in_a_folder_called_decoy() -> None:
+    noise = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    train = ImageSet(noise[:30], tuple(f"decoy/{number}.png" for number in range(30)))
+    decoys = ImageSet(noise[30:], tuple(f"{number}.png" for number in range(30)))
+    everything = Pool(train, decoys, "others", DecoyRequest("DIR")).everything
+    assert everything.ids[:30] == train.ids
+    assert len(set(everything.ids)) == 60
 
 
 def test_without_decoys_nothing_is_said(planted: Path) -> None:

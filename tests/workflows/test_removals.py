@@ -147,6 +147,12 @@ def test_a_class_and_copies_have_a_right_answer(evaluate: Any, trained: list[tup
     assert tuple(range(1, 24, 2)) in trained  # without class 0
     assert all(len(images) in (0, 12) for images in trained)  # and the target model was not needed
 
+    beyond = evaluate(asked="class", num_removed=(12, 16)).records[2]
+    first, _ = tensors_of(beyond, tmp_path)["removed"][:, 0].tolist()
+    assert sorted(first[:12]) == list(range(0, 24, 2))
+    assert len({*first[12:]} & {*range(1, 24, 2)}) == 4
+    assert sorted(first[12:]) != [1, 3, 5, 7]  # drawn at random: the first ones may have something in common
+
     copies = evaluate(asked="copies", num_copies=3, num_removed=())
     known = copies.records[2]
     assert known.sizes == [3, 4, 6]  # half, all but one of each, all

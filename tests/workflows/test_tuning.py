@@ -146,6 +146,12 @@ def test_strict_skips_what_was_chosen_on_all_queries(config: Config, runtime: Ru
     assert list(outcome.skipped) == ["aided"]
     assert len(run(both, runtime, tmp_path, silent_progress).records) == 2, "the standard protocol takes it"
     tune(config, tuned, runtime, tmp_path, "strict", silent_progress)
+    untunable = replace(tuned, cls=type("Untunable", (Oracle,), {"search_space": {}}))
+    (reason,) = run(
+        replace(config, methods=[untunable]), runtime, tmp_path, silent_progress, protocol="strict"
+    ).skipped.values()
+    assert "tune" not in reason.replace("cannot be tuned", "")
+    assert "all set by hand" in reason
     alone = replace(config, methods=[tuned])
     assert run(alone, runtime, tmp_path, silent_progress, protocol="strict", tuned=True).records
 
