@@ -58,8 +58,8 @@ class JourneyTRAK(KernelMethod):
         return "they were not sampled from the target model with known seeds, so that there is no trajectory to follow"
 
     def skip_reason(self, context: AttributionContext) -> str | None:
-        """Also refuse a network with layers that are not known."""
-        return super().skip_reason(context) or TrajectoryFeatures(context, self._options, self._num_steps).refusal()
+        """Also refuse models that are not followed, and a network with layers that are not known."""
+        return TrajectoryFeatures(context, self._options, self._num_steps).refusal() or super().skip_reason(context)
 
     def query_features(self, queries: Queries) -> FeatureSet:
         """φ(x) along the trajectories."""

@@ -124,6 +124,8 @@ class TrajectoryFeatures:
         """Say why trajectories' gradients cannot be had here, or return None: for a method's ``skip_reason``."""
         if not _is_followed(self._context):
             return _OTHER_MODEL
+        if self._context.models is None:
+            return None  # features in general say so
         model, train = self._context.target_model(), self._context.train
         return _NO_LAYERS if layerwise_bytes(model, train.image_shape, self._context.device) is None else None
 
