@@ -22,6 +22,25 @@ on tune --method das-converged --method.num_timesteps 100
 
 on run --method "nda,nda-converged,score-machine,nda-plus,nda-plus-converged,pixel-cosine,pixel-dot,random,datamodel,empirical-influence,$published"
 on run --method "$converged"
+on run --method unlearning,fine-tune,ekfac-converged,journey-trak
+for method in tracincp gas; do
+  on run --method $method-converged --method.num_timesteps 50
+done
+
+# The strict protocol chooses on a half of the validation queries and of the subsets, and reports on the others.
+strict() { on "$1" --protocol strict "${@:2}"; }
+strict tune --method nda,score-machine,nda-plus
+strict run --method nda,nda-plus,score-machine,pixel-cosine,pixel-dot,random --tuned
+for method in nda nda-plus; do
+  strict run --method $method --tuned --method.noise_draws 10
+done
+strict tune --method dtrak-converged --method.num_timesteps 10
+f=$(python3 -c "import json; print(json.load(open('results/tuned/fashion-mnist/board/dtrak-converged.strict.json'))['options']['f'])")
+strict tune --method dtrak-converged --method.f "$f" --method.num_timesteps 100
+for method in trak das; do
+  strict tune --method $method-converged --method.num_timesteps 100
+done
+strict run --method dtrak-converged,trak-converged,das-converged --tuned
 
 # What more timesteps and draws of noise buy, and how many retrained models each method is worth.
 on sweep --method nda --vary 'noise_draws=[1,3,10]'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attribench.data.files import some
 from attribench.metrics.comparison import distinguishable
 from attribench.records.lds import Record
 from attribench.reporting.boards import Board, row_mean
@@ -51,7 +52,7 @@ def _numbers(record: Record, board: Board) -> str:
 
 
 def _ties(record: Record, board: Board, query_set: str) -> str:
-    """Which rivals the data do not tell it from."""
+    """Which rivals the data do not tell it from, the best three by name: the table marks all."""
     differ = distinguishable(board.comparisons[query_set])
     tied = [
         other.method
@@ -59,7 +60,8 @@ def _ties(record: Record, board: Board, query_set: str) -> str:
         if rivals(other, query_set)
         and not differ.get((record.method, other.method), differ.get((other.method, record.method), True))
     ]
-    return f", not distinguishable from {' and '.join(tied)}" if tied else ""
+    named = some(tied) if len(tied) > 3 else " and ".join(tied)
+    return f", not distinguishable from {named}" if tied else ""
 
 
 def _chosen(records: Sequence[Record]) -> list[str]:

@@ -11,6 +11,7 @@ from sample_results import write_results
 
 from attribench.metrics.comparison import distinguishable
 from attribench.records.lds import BandResult, CeilingRecord, CostRecord, QuerySetResult, load_records
+from attribench.reporting import findings
 from attribench.reporting.boards import boards
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import FORMATS, Column, Table, duration, render
@@ -209,6 +210,18 @@ def test_what_is_found_says_what_options_were_chosen_on() -> None:
     assert "the numbers on generation queries are those they were chosen on" in finding(generated)
     (untuned,) = boards([sample_record()])
     assert "chosen" not in finding(untuned)
+
+
+def test_what_is_found_names_three_of_many_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alike(dict[tuple[str, str], bool]):
+        def get(self, pair: tuple[str, str], _: object = None) -> bool:  # type: ignore[override]
+            return pair[0] == pair[1]
+
+    monkeypatch.setattr(findings, "distinguishable", lambda _: Alike())
+    (board,) = boards([sample_record(method=name) for name in ("nda", "one", "two", "three")])
+    assert "not distinguishable from one and two and three)" in finding(board)
+    (board,) = boards([sample_record(method=name) for name in ("nda", "one", "two", "three", "four", "five")])
+    assert "not distinguishable from one, two, three, and 2 more)" in finding(board)
 
 
 def test_what_is_found_gives_the_ceiling_s_interval_and_no_lead_that_is_none(tmp_path: Path) -> None:
