@@ -15,6 +15,7 @@ from attribench.data.decoding import Channels
 from attribench.data.files import some
 from attribench.data.folders import Folder, same_channels
 from attribench.data.sources import folder_labels, read_source
+from attribench.diffusion.foreign_files import first_line
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.pretrained import load_model
@@ -258,9 +259,8 @@ def _try_out(model: DiffusionModel, train: Folder, device: torch.device) -> None
         predicted = network(blank, torch.zeros(1, dtype=torch.long, device=device), **told).sample
     except Exception as error:  # networks raise what they like
         shape = "×".join(map(str, example.shape))
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{model.name} cannot be run on images of {shape} (channels × height × width): {reason}"
+            f"{model.name} cannot be run on images of {shape} (channels × height × width): {first_line(error)}"
         ) from error
     if predicted.shape != blank.shape:
         raise ModelError(
