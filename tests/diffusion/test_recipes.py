@@ -28,8 +28,8 @@ Part = str | Callable[..., Any]
 #: What decides the numbers of each recipe: files of the package, or single functions.
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
-        "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py",
-        to_unit_range, TrainJob.run,
+        "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
+        "computing/seeding.py", to_unit_range, TrainJob.run,
     ],
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
