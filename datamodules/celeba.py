@@ -119,7 +119,9 @@ def _provide(folder: Path, download: bool) -> None:
             with fetching(folder):
                 for name in _missing(folder):
                     drive_id, md5 = sources[name]
-                    download_file_from_google_drive(drive_id, str(folder), name, md5)
+                    # Under another name until it is whole and checked: a kill or a wrong MD5 sum leaves no file in use.
+                    download_file_from_google_drive(drive_id, str(folder), f"{name}.part", md5)
+                    (folder / f"{name}.part").replace(folder / name)
         except Exception as error:  # gdown, requests and torchvision each raise their own
             problem = f"fetching failed: {reason(error)}"
     if missing := _missing(folder):

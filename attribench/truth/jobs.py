@@ -26,6 +26,7 @@ from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.store.files import canonical
+from attribench.truth.resources import Memory, Size, image_bytes, size_of
 
 # Work is counted in forward passes of one image; a training step on an image costs about four of them.
 TRAINING_COST = 4.0
@@ -44,8 +45,18 @@ class Job(Protocol):
     def cost(self) -> float:
         """Work in forward passes of one image, for the time left."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of jobs that come before it."""
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        """What it takes at the peak, on a CPU or on a GPU."""
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         """The finished artifact, if it is there."""
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        """Who is at it, in words; None for nobody."""
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         """Do it, unless it is done.
@@ -127,8 +138,24 @@ class TrainJob:
             **recipe(TRAINING),
         }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def size(self, runtime: Runtime) -> Size:
+        """The network's size, in training and when it is evaluated."""
+        return size_of(self.model, self.image_shape, self.training.batch_size, runtime.evaluation_batch)
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = self.size(runtime), image_bytes(self.num_images, self.image_shape)
+        # Of a subset the whole train set is read first: twice as large for subsets of a half.
+        return Memory.of(size.training, size.weights + 3 * images, cuda=cuda)
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         return store.find("models", self.spec)
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        return store.maker("models", self.spec)
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         def build(staging: Staging) -> None:
@@ -228,9 +255,21 @@ class LossJob:
             **recipe(LOSSES),
         }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.trained.name,)
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = self.trained.size(runtime), image_bytes(self.num_queries, self.trained.image_shape)
+        return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)
         return None if model is None else store.find("losses", self.spec(model))
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        model = self.trained.find(store)
+        return None if model is None else store.maker("losses", self.spec(model))
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile

@@ -160,7 +160,18 @@ def test_only_missing_files_are_fetched(root: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
     assert len(data.train) == 2
-    assert fetched == ["img_align_celeba.zip"]
+    assert fetched == ["img_align_celeba.zip.part"]
+
+
+def test_a_download_of_a_wrong_sum_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(drive_id: str, folder: str, name: str, md5: str) -> None:
+        Path(folder, name).write_bytes(b"a page that asks to try again later")
+        raise RuntimeError("File not found or corrupted.")  # as torchvision: the file stays
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
+    for _ in range(2):  # the second time it is missing still
+        with pytest.raises(DataError, match=r"CelebA is not complete .*corrupted"):
+            CelebA(root=tmp_path).load()
 
 
 @pytest.mark.parametrize(
