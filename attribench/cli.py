@@ -43,6 +43,8 @@ COMMANDS = (
     Command("tune", "choose a method's options on validation queries", "runs:tune"),
     Command("sweep", "how an option of a method moves its LDS", "runs:sweep"),
     Command("ground-truth", "only train the models and measure their losses", "truths:ground_truth"),
+    Command("work", "one of several processes that share the work of a folder", "work:work"),
+    Command("jobs", "print a script that starts such processes on a cluster", "work:jobs"),
     Command("status", "what is done, what is missing, sizes on disk", "runs:status"),
     Command("list", "methods, data sets and presets", "reports:list_"),
     Command("table", "print a table from records: terminal, markdown, latex, csv", "reports:table"),

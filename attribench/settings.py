@@ -321,6 +321,42 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of all jobs a process does first; then it helps with the others.
+
+    Args:
+        number: from 1.
+        count: how many processes there are.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``"2/8"``.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        parts = text.split("/")
+        _require(
+            len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts)
+            and 1 <= int(parts[0]) <= int(parts[1]),
+            f"--shard {text}: expected which of how many, as 1/8 … 8/8.",
+        )  # fmt: skip
+        return cls(int(parts[0]), int(parts[1]))
+
+    def order(self, count: int) -> list[int]:
+        """Numbers from 0 below ``count``: first every so-manieth, beginning with its own; then the others, last ones first."""
+        own = range(self.number - 1, count, self.count)
+        return [*own, *(number for number in reversed(range(count)) if number not in own)]
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how to compute; never changes a result.
 
@@ -328,20 +364,29 @@ class Runtime:
         workdir: the artifact store.
         accelerator: Lightning's accelerator: auto, cpu, gpu, …
         devices: Lightning's devices, e.g. ``auto``, ``1`` or ``0,1``.
-        workers: processes that train models side by side; 0 = one a CPU core, or one a GPU.
+        workers: processes that train models side by side; 0 = one a CPU core, or as many a GPU as the next option says.
+        workers_per_gpu: processes that share a GPU, for models too small to fill it.
         evaluation_batch: images a forward pass when losses are measured or images generated.
         checkpoint_seconds: how often an unfinished training is saved, so that a kill loses no more.
         lock_timeout: seconds to wait for another process that makes the same artifact.
+        dead_after: seconds without a sign of life after which a process on another machine counts as dead, and its work is
+            taken over.
+        shard: which jobs come first.
     """
 
     workdir: str = "runs"
     accelerator: str = "auto"
     devices: str = "auto"
     workers: int = 0
+    workers_per_gpu: int = 1
     evaluation_batch: int = 256
     checkpoint_seconds: float = 60.0
     lock_timeout: float = 6 * 3600.0
+    dead_after: float = 120.0
+    shard: Shard = field(default_factory=Shard, metadata={"option": False})
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "--workers must be at least 0.")
+        _require(self.workers_per_gpu >= 1, "--workers_per_gpu must be at least 1.")
+        _require(self.dead_after >= 20, "--dead_after must be at least 20: a sign of life comes every 5 seconds.")
         _require(self.evaluation_batch >= 1, "--evaluation_batch must be at least 1.")

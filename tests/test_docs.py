@@ -14,10 +14,13 @@ import yaml
 
 from attribench import cli
 from attribench.commands.truths import VERBS
+from attribench.commands.work import PLANS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+#: Words that may follow a command and have options of their own.
+FURTHER = {"ground-truth": tuple(VERBS), "work": PLANS, "jobs": PLANS}
 INCLUDED = re.compile(r"^--8<--\n(.*)\n--8<--$", re.MULTILINE)
 
 
@@ -52,7 +55,7 @@ def test_commands_and_options_exist(page: str) -> None:
         assert words[0] in {command.name for command in cli.COMMANDS}, line
         for option in re.findall(r"--[\w-]+(?:\.\w+)?", " ".join(words[1:])):
             own = option.startswith(("--method.", "--data."))  # of a plug-in: they depend on which
-            verb = words[1:2] if words[0] == "ground-truth" and words[1] in VERBS else []
+            verb = words[1:2] if words[1] in FURTHER.get(words[0], ()) else []
             assert own or re.search(rf"{option}\b", help_of(words[0], *verb)), line
 
 

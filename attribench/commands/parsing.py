@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,17 +59,24 @@ def add_galleries_option(parser: Any) -> None:
 
 
 def add_runtime_options(parser: Any) -> None:
-    """The fields of :class:`Runtime` with the help of its docstring."""
+    """Those fields of :class:`Runtime` that are options, with the help of its docstring."""
     from docstring_parser import parse
 
     from attribench.settings import Runtime
 
     described = {item.arg_name: item.description for item in parse(Runtime.__doc__ or "").params}
     kinds = {"str": str, "int": int, "float": float}
-    for item in fields(Runtime):
+    for item in runtime_fields():
         kind = kinds[str(item.type)]
         text = " ".join((described[item.name] or "").split())
         parser.add_argument(f"--{item.name}", type=kind, default=item.default, help=text[:1].upper() + text[1:])
+
+
+def runtime_fields() -> list[Field[Any]]:
+    """The fields of :class:`Runtime` that are options."""
+    from attribench.settings import Runtime
+
+    return [item for item in fields(Runtime) if item.metadata.get("option", True)]
 
 
 def parse(parser: Any, arguments: Sequence[str]) -> Any:
@@ -211,7 +218,7 @@ def runtime_of(options: Any) -> Runtime:
     """Where and how to compute."""
     from attribench.settings import Runtime
 
-    return Runtime(**{item.name: getattr(options, item.name) for item in fields(Runtime)})
+    return Runtime(**{item.name: getattr(options, item.name) for item in runtime_fields()})
 
 
 def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> None:

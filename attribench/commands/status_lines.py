@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from humanize import naturalsize
 
 from attribench.data import ImageSet
 from attribench.store.artifacts import ArtifactStore
+from attribench.store.journal import Journal
 from attribench.truth.experiment import Experiment
+from attribench.truth.jobs import Job
+
+#: Processes that are named, those that made most first.
+_SHOWN = 12
 
 
 def status_lines(experiment: Experiment) -> list[str]:
@@ -24,7 +30,7 @@ def status_lines(experiment: Experiment) -> list[str]:
             f"  ground truth          {experiment.bundle.header.name} ({experiment.bundle.path}): nothing to retrain",
             *_disk_lines(store),
         ]
-    if experiment.lacks_base():
+    if not experiment.plan():
         return [
             f"{experiment.label} in {store.root}: {len(experiment.train)} train images",
             f"  base                  missing ({experiment.settings.model.base}): all else is trained on it",
@@ -42,9 +48,30 @@ def status_lines(experiment: Experiment) -> list[str]:
     spec = experiment.generation_spec(target) if target else None
     generated = store.find("generated", spec) if spec else None
     lines.append(f"  generated queries     {'done' if generated else 'missing'}")
+    measured = [job for row in experiment.loss_jobs(experiment.validation) for job in row]
     if generated:
-        lines.append(f"  losses on generation  {_losses(experiment, experiment.generated_images(generated))}")
-    return lines + _disk_lines(store)
+        images = experiment.generated_images(generated)
+        lines.append(f"  losses on generation  {_losses(experiment, images)}")
+        measured += [job for row in experiment.loss_jobs(images) for job in row]
+    return [*lines, *_at_work(store, [experiment.target, *jobs, *measured]), *_disk_lines(store)]
+
+
+def _at_work(store: ArtifactStore, jobs: Sequence[Job]) -> list[str]:
+    """Who made how much of it, and is at what now."""
+    now: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.find(store) is None and (maker := job.maker(store)) is not None:
+            now.setdefault(maker, []).append(job.name)
+    lines = [f"  {maker}: {', '.join(names)}" for maker, names in sorted(now.items())]
+    made = Counter(entry.doer for entry in Journal(store.root).entries())
+    lines = ["At work:", *lines] if lines else []
+    if made:
+        shown = made.most_common(_SHOWN)
+        lines += [f"Made by {len(made)} process{'es' if len(made) > 1 else ''} (all data sets):"]
+        lines += [f"  {doer}: {count}" for doer, count in shown]
+        if len(made) > len(shown):
+            lines.append(f"  and {len(made) - len(shown)} more: {made.total() - sum(count for _, count in shown)}")
+    return lines
 
 
 def _disk_lines(store: ArtifactStore) -> list[str]:

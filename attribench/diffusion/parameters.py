@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from attribench.data.files import some
 from attribench.errors import ModelError, UsageError
 
 #: The number that tells modules of a kind apart, as in ``attn1`` and ``attn2``.
@@ -94,7 +93,7 @@ def _examples(names: Sequence[str]) -> str:
     """Some modules, from different places of the network."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     step = max(1, len(modules) // 3)
-    return some(modules[::step][:3]) + (f" ({len(modules)} in all)" if len(modules) > 3 else "")
+    return ", ".join(modules[::step][:3]) + (f" ({len(modules)} in all)" if len(modules) > 3 else "")
 
 
 #: Networks that :func:`choose` made, by the names of their parameters that are not frozen.

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from attribench.computing.others import Others
 from attribench.errors import ArtifactError
+from attribench.store.claims import Claim, Claims, HeldError
+from attribench.store.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +117,10 @@ class ArtifactStore:
         namespace: prefix of every kind, so that a method's own artifacts stay apart from the benchmark's.
         lock_timeout: seconds to wait for another process that makes the same artifact.
         report: called with a line about each damaged artifact; standard error by default.
+        dead_after: seconds without a sign of life after which a process on another machine counts as dead.
+        assigned: names the assignment that a worker carries out; whoever gives it out again knows that the worker before is
+            gone. Empty for processes that take their work themselves.
+        doer: what ``status`` calls this process; its number and machine by default.
     """
 
     def __init__(
@@ -125,11 +129,16 @@ class ArtifactStore:
         namespace: str = "",
         lock_timeout: float = 6 * 3600.0,
         report: Callable[[str], None] | None = None,
+        *,
+        dead_after: float = 120.0,
+        assigned: str = "",
+        doer: str = "",
     ) -> None:
         self.root = Path(root)
         self.namespace = namespace
         self.lock_timeout = lock_timeout
         self.report = report or _say
+        self.dead_after, self.assigned, self.doer = dead_after, assigned, doer
         self._verified: set[Path] = set()
         #: Bytes on disk of every artifact that was found or made through this object, by kind and key.
         self.used: dict[str, int] = {}
@@ -140,7 +149,10 @@ class ArtifactStore:
 
     def scoped(self, namespace: str) -> ArtifactStore:
         """A view of this store whose kinds all begin with ``namespace/``."""
-        return ArtifactStore(self.root, f"{self.namespace}{namespace}/", self.lock_timeout, self.report)
+        return ArtifactStore(
+            self.root, f"{self.namespace}{namespace}/", self.lock_timeout, self.report,
+            dead_after=self.dead_after, assigned=self.assigned, doer=self.doer,
+        )  # fmt: skip
 
     def key(self, spec: Spec) -> str:
         """The name of the folder that an artifact with this specification has."""
@@ -186,11 +198,13 @@ class ArtifactStore:
         found = self.find(kind, spec)
         if found is not None:
             return found
-        with self.lock(kind, spec, wait=wait):
+        with self.lock(kind, spec, wait=wait) as claim:
+            self._look_anew(kind, spec)
             found = self.find(kind, spec)
-            if found is not None:
-                return found
-            return self._create(kind, spec, build)
+            if found is None:
+                found = self._create(kind, spec, build, claim)
+            claim.finish()
+            return found
 
     def working_folder(self, kind: str, spec: Spec) -> Path:
         """A folder for unfinished work on an artifact that should survive a kill; removed once the artifact exists."""
@@ -202,27 +216,46 @@ class ArtifactStore:
         return folder
 
     @contextmanager
-    def lock(self, kind: str, spec: Spec, wait: bool = True) -> Iterator[None]:
-        """Hold the right to make an artifact. The operating system frees it when its owner dies."""
-        name = f"{(self.namespace + kind).replace('/', '-')}-{self.key(spec)}"
-        path = self.root / ".locks" / f"{name}.lock"
-        owner_file = path.with_suffix(".owner.json")
-        lock = filelock.FileLock(path)
+    def lock(self, kind: str, spec: Spec, wait: bool = True) -> Iterator[Claim]:
+        """Hold the right to make an artifact; see :mod:`attribench.store.claims`. It passes on when its owner dies."""
+        name, claims = self._claim_name(kind, spec), self._claims()
+        end = time.monotonic() + (self.lock_timeout if wait else 0)
+        while True:
+            try:
+                claim = claims.take(name)
+                break
+            except HeldError as held:
+                if time.monotonic() >= end:
+                    raise LockBusyError(f"{name} is being made by {held.owner}. Wait for it, or stop it.") from held
+                time.sleep(0.2)
+            except OSError as error:
+                raise storage_error(self.root / ".claims" / name, error) from error
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=self.lock_timeout if wait else 0, poll_interval=0.2)
-        except filelock.Timeout as error:
-            raise LockBusyError(f"{name} is being made by {_owner(owner_file)}. Wait for it, or stop it.") from error
-        except OSError as error:
-            raise storage_error(path, error) from error
-        try:
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            with contextlib.suppress(OSError):  # the owner is a courtesy; a full disk is reported by the real write
-                owner_file.write_text(json.dumps(owner))
-            yield
+            yield claim
         finally:
-            owner_file.unlink(missing_ok=True)
-            lock.release()
+            claim.release()
+
+    def maker(self, kind: str, spec: Spec) -> str | None:
+        """Who is making an artifact, in words; None for nobody."""
+        owner = self._claims().holder(self._claim_name(kind, spec))
+        return None if owner is None else str(owner)
+
+    def _claims(self) -> Claims:
+        return Claims(self.root / ".claims", self.dead_after, self.assigned)
+
+    def _claim_name(self, kind: str, spec: Spec) -> str:
+        return f"{(self.namespace + kind).replace('/', '-')}-{self.key(spec)}"
+
+    def _look_anew(self, kind: str, spec: Spec) -> None:
+        """Make a network file system forget that an artifact was not there: it does when a folder is written to."""
+        parent = self.root / (self.namespace + kind)
+        look = parent / f".{self.key(spec)}.{os.getpid()}-{secrets.token_hex(4)}.look"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            look.mkdir()
+            look.rmdir()
+        except OSError as error:
+            raise storage_error(look, error) from error
 
     def artifacts(self) -> Iterator[Artifact]:
         """All complete artifacts of this namespace, without verifying their checksums."""
@@ -235,7 +268,7 @@ class ArtifactStore:
             with contextlib.suppress(_DamagedError):
                 yield self._read(str(Path(*parts[:-1])), parts[-1], folder)[0]
 
-    def _create(self, kind: str, spec: Spec, build: Callable[[Staging], None]) -> Artifact:
+    def _create(self, kind: str, spec: Spec, build: Callable[[Staging], None], claim: Claim) -> Artifact:
         kind, key = self.namespace + kind, self.key(spec)
         parent, folder = self.root / kind, self.root / kind / key
         temporary = parent / f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -256,12 +289,17 @@ class ArtifactStore:
             sync_folder(parent)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if claim.lost or (folder / MANIFEST).exists():
+                raise LockBusyError(
+                    f"{kind}/{key} was taken over by another process, because this one had shown no sign of life for long."
+                ) from error
             raise storage_error(folder, error) from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         work = self.root / ".work" / kind.replace("/", "-") / key
         shutil.rmtree(work, ignore_errors=True)
+        Journal(self.root, self.doer).add(kind, key, claim.attempt, seconds)
         self._verified.add(folder)
         artifact = self._open(kind, key, folder)
         self.used[f"{kind}/{key}"] = artifact.num_bytes
@@ -327,11 +365,3 @@ class ArtifactStore:
 
 class _DamagedError(Exception):
     """An artifact on disk is not what its manifest says."""
-
-
-def _owner(owner_file: Path) -> str:
-    try:
-        owner = json.loads(owner_file.read_text())
-        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attribench.errors import ArtifactError
 from attribench.store.artifacts import ArtifactStore, Staging
+from attribench.store.files import canonical, digest_text
 
 KIND = "bases"
 
@@ -31,6 +32,9 @@ class Base(Protocol):
             ArtifactError: it is not in the store.
         """
 
+    def skeleton(self) -> nn.Module:
+        """The network with any weights, on torch's default device."""
+
 
 @dataclass(frozen=True)
 class StoredBase:
@@ -38,7 +42,7 @@ class StoredBase:
 
     Args:
         content: hash of the weights.
-        config: hash of what says how it is built.
+        config: how it is built, as JSON.
     """
 
     content: str
@@ -46,17 +50,21 @@ class StoredBase:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"content": self.content, "config": self.config}
+        return {"content": self.content, "config": digest_text(self.config)}
 
     def load(self, store: ArtifactStore) -> nn.Module:
-        from diffusers import UNet2DModel
-
         artifact = store.find(KIND, self.spec)
         if artifact is None:
             raise ArtifactError(f"The base {self.content[:12]} is not in {store.root}; run the whole command again.")
-        network: nn.Module = UNet2DModel.from_config(artifact.load_json("config"))
+        network = self.skeleton()
         network.load_state_dict(artifact.load_tensors("model"))
         return network.float().eval()
+
+    def skeleton(self) -> nn.Module:
+        from diffusers import UNet2DModel
+
+        network: nn.Module = UNet2DModel.from_config(json.loads(self.config))
+        return network
 
 
 def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> StoredBase:
@@ -67,8 +75,7 @@ def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping
         weights: its state.
     """
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    text = json.dumps(kept, sort_keys=True)
-    base = StoredBase(weights_hash(weights), hashlib.sha256(text.encode()).hexdigest())
+    base = StoredBase(weights_hash(weights), canonical(kept))
 
     def build(staging: Staging) -> None:
         staging.save_json("config", kept)

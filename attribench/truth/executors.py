@@ -9,7 +9,6 @@ import queue
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,10 +20,10 @@ from attribench.errors import ArtifactError, AttribenchError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
 from attribench.truth.jobs import Job
+from attribench.truth.waiting import Patience, Waiting
 
 # Below this much work (forward passes of one image), starting worker processes takes longer than it saves.
 _WORTH_PROCESSES = 400_000
-_BUSY_PAUSE = 0.5
 
 
 class Executor(Protocol):
@@ -43,17 +42,17 @@ def make_executor(jobs: Sequence[Job], store: ArtifactStore, runtime: Runtime, p
 
 
 def default_workers(runtime: Runtime) -> int:
-    """One worker a GPU, or one a CPU core (each computes with one thread)."""
+    """As many workers a GPU as are asked for, or one a CPU core (each computes with one thread)."""
     import torch
 
     from attribench.computing.device import resolve_device
 
     if resolve_device(runtime.accelerator).type == "cuda":
-        return torch.cuda.device_count()
+        return torch.cuda.device_count() * runtime.workers_per_gpu
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Accounts:
+class Accounts:
     """Turns the jobs' reports into the bar's progress; a finished job counts in full, however it came to be done."""
 
     def __init__(self, task: Task) -> None:
@@ -70,26 +69,6 @@ class _Accounts:
         self.add(index, job, job.cost)
 
 
-class _Patience:
-    """Waits for jobs that other processes hold, says so once, and gives up after the time-out."""
-
-    def __init__(self, timeout: float, progress: Progress) -> None:
-        self._timeout, self._progress = timeout, progress
-        self._since: float | None = None
-
-    def progressed(self) -> None:
-        self._since = None
-
-    def pause(self, busy: LockBusyError) -> None:
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            self._progress.message(f"Waiting: {busy}")
-        if now - self._since > self._timeout:
-            raise busy
-        time.sleep(_BUSY_PAUSE)
-
-
 class InProcessExecutor:
     """One job after the other in this process."""
 
@@ -97,47 +76,49 @@ class InProcessExecutor:
         self._store, self._runtime, self._progress = store, runtime, progress
 
     def run(self, jobs: Sequence[Job], task: Task) -> None:
-        accounts, patience = _Accounts(task), _Patience(self._runtime.lock_timeout, self._progress)
-        pending = deque(enumerate(jobs))
-        held = 0  # jobs in a row that other processes were at
-        while pending:
-            index, job = pending.popleft()
+        accounts, patience = Accounts(task), Patience(self._runtime.lock_timeout, self._progress)
+        waiting = Waiting(jobs)
+        while waiting:
+            index = waiting.next()
+            if index is None:
+                patience.pause()
+                continue
+            job = jobs[index]
             try:
                 job.run(self._store, self._runtime, lambda units, i=index, j=job: accounts.add(i, j, units))  # type: ignore[misc]
             except LockBusyError as busy:
-                pending.append((index, job))
-                held += 1
-                if held >= len(pending):
-                    patience.pause(busy)
+                patience.busy(busy)
+                waiting.put_off(index)
                 continue
-            held = 0
             patience.progressed()
+            waiting.done(index)
             accounts.finish(index, job)
 
 
 class ProcessExecutor:
-    """``workers`` processes, each with one job at a time; on a machine with several GPUs each takes the next one."""
+    """``workers`` processes, each with one job at a time; on a machine with several GPUs they take turns with these."""
 
     def __init__(self, store: ArtifactStore, runtime: Runtime, progress: Progress, workers: int) -> None:
         self._store, self._runtime, self._progress, self._workers = store, runtime, progress, workers
 
     def run(self, jobs: Sequence[Job], task: Task) -> None:
-        accounts, patience = _Accounts(task), _Patience(self._runtime.lock_timeout, self._progress)
+        accounts, patience = Accounts(task), Patience(self._runtime.lock_timeout, self._progress)
         context = multiprocessing.get_context("spawn")
         reports: Any = context.Queue()
         numbers: Any = context.Queue()
         for number in range(self._workers):
             numbers.put(number)
-        pending = deque(range(len(jobs)))
+        waiting = Waiting(jobs)
         running: dict[Future[None], int] = {}
         pool = ProcessPoolExecutor(
             self._workers, context, _start_worker, (reports, numbers, self._store, self._runtime)
         )
         try:
-            while pending or running:
-                while pending and len(running) < self._workers:
-                    index = pending.popleft()
+            while waiting or running:
+                while len(running) < self._workers and (index := waiting.next()) is not None:
                     running[pool.submit(_run_in_worker, index, jobs[index])] = index
+                if not running:
+                    patience.pause()
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _drain(reports, jobs, accounts)
                 for future in finished:
@@ -145,9 +126,8 @@ class ProcessExecutor:
                     try:
                         future.result()
                     except LockBusyError as busy:
-                        pending.append(index)
-                        if not running:
-                            patience.pause(busy)
+                        patience.busy(busy)
+                        waiting.put_off(index)
                         continue
                     except BrokenProcessPool as error:
                         raise ArtifactError(
@@ -155,6 +135,7 @@ class ProcessExecutor:
                             "command again, with fewer --workers."
                         ) from error
                     patience.progressed()
+                    waiting.done(index)
                     accounts.finish(index, jobs[index])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -164,7 +145,7 @@ class ProcessExecutor:
         pool.shutdown()
 
 
-def _drain(reports: Any, jobs: Sequence[Job], accounts: _Accounts) -> None:
+def _drain(reports: Any, jobs: Sequence[Job], accounts: Accounts) -> None:
     with contextlib.suppress(queue.Empty):
         while True:
             index, units = reports.get_nowait()

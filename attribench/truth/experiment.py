@@ -26,7 +26,7 @@ from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
-from attribench.truth.pretraining import find_base, provide_base
+from attribench.truth.pretraining import planned_base, provide_base
 from attribench.truth.subsets import subset_masks
 
 
@@ -52,7 +52,11 @@ class Experiment:
         self.label, self.stratify = data.label, data.stratify
         self.train, self.validation = data.train, data.validation
         self.store = store or ArtifactStore(
-            Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message
+            Path(runtime.workdir),
+            lock_timeout=runtime.lock_timeout,
+            report=progress.message,
+            dead_after=runtime.dead_after,
+            doer=f"shard {runtime.shard}" if runtime.shard.count > 1 else "",
         )
         self.bundle = bundle
         if bundle is not None:
@@ -78,12 +82,16 @@ class Experiment:
             return self.bundle.install_base(self.store)
         return provide_base(name, self.train.image_shape, self.store, self.runtime, self.progress)
 
-    def lacks_base(self) -> bool:
-        """Whether a base has to be trained before anything else can be looked for."""
+    def plan(self) -> bool:
+        """Look at what there is without training the base; whether it is there.
+
+        If not, jobs can be counted and described from here on, but none of them is found or can be done.
+        """
         name = self.settings.model.base
         if name is None or self.bundle is not None:
-            return False
-        return find_base(name, self.train.image_shape, self.store) is None
+            return True
+        self.base = planned_base(name, self.train.image_shape, self.store)
+        return bool(self.base.content)
 
     @cached_property
     def masks(self) -> Tensor:
@@ -122,9 +130,9 @@ class Experiment:
             for k, mask in enumerate(self.masks)
         ]
 
-    def train_models(self, task: Task) -> None:
-        """Train the target model and all subset models that are not in the store."""
-        self.train_only([self.target, *(job for jobs in self.retrainings for job in jobs)], task)
+    def train_models(self, task: Task, then: Sequence[Job] = ()) -> None:
+        """Train the target model and all subset models that are not in the store; ``then`` do what needs them."""
+        self.run_jobs(task, [self.target], [job for jobs in self.retrainings for job in jobs], then)
 
     def queries(self, name: str, task: Task | None = None) -> Queries:
         """A query set: ``"validation"`` (held out) or ``"generation"`` (sampled from the target model)."""
@@ -139,7 +147,7 @@ class Experiment:
         """Measure every subset model's losses on a query set."""
         images = self.query_images(name)
         save_images(self.store, images)
-        self.run_jobs([job for jobs in self.loss_jobs(images) for job in jobs], task)
+        self.run_jobs(task, [job for jobs in self.loss_jobs(images) for job in jobs])
 
     def loss_jobs(self, queries: ImageSet) -> list[list[LossJob]]:
         """``[subset][seed index]``."""
@@ -181,13 +189,13 @@ class Experiment:
     def train_only(self, jobs: Sequence[TrainJob], task: Task) -> None:
         """Train some of the models that are not in the store."""
         save_images(self.store, self.train)
-        self.run_jobs(jobs, task)
+        self.run_jobs(task, jobs)
 
     def losses_of(self, queries: ImageSet, subset: int, seed: int) -> Tensor:
         """One trained model's losses, float32 ``(num_draws, num_timesteps, num_queries)``; measured if need be."""
         save_images(self.store, queries)
         job = self.loss_jobs(queries)[subset][seed]
-        self.run_jobs([job], _no_task)
+        self.run_jobs(_no_task, [job])
         return job.load(self.store)
 
     def prepare(self) -> None:
@@ -205,10 +213,12 @@ class Experiment:
         count = 1 + ground_truth.num_subsets * ground_truth.num_seeds
         description = f"{self.label}: {count} models, queries and losses"
         with self.progress.task(description, models + passes + losses) as task:
-            self.train_models(task)
-            for name in QUERY_SETS:
-                self.queries(name, task)
-                self.measure_losses(name, task)
+            save_images(self.store, self.train)
+            save_images(self.store, self.validation)
+            # Who waits for the last models measures those that are there.
+            self.train_models(task, [job for jobs in self.loss_jobs(self.validation) for job in jobs])
+            self.queries("generation", task)
+            self.measure_losses("generation", task)
 
     def models(self) -> TargetModels | None:
         """Target model and checkpoints, for methods that may see them; None where there are none."""
@@ -229,10 +239,14 @@ class Experiment:
             base=self.base,
         )
 
-    def run_jobs(self, jobs: Sequence[Job], task: Task) -> None:
-        """Do the jobs that are not done, here or in worker processes; ``task`` advances by the cost of all."""
-        missing = []
-        for job in jobs:
+    def run_jobs(self, task: Task, *stages: Sequence[Job]) -> None:
+        """Do the jobs that are not done, here or in worker processes; ``task`` advances by the cost of all.
+
+        Args:
+            stages: those of one may need those of the stages before. Of each, this process's shard comes first.
+        """
+        shard, missing = self.runtime.shard, list[Job]()
+        for job in (jobs[number] for jobs in stages for number in shard.order(len(jobs))):
             if job.find(self.store) is None:
                 missing.append(job)
             else:
@@ -266,7 +280,7 @@ class Experiment:
         save_images(self.store, self.train)
         if self.bundle is not None:
             return self.bundle.install_target(self.store, self.target)
-        self.run_jobs([self.target], task)
+        self.run_jobs(task, [self.target])
         return self._provide_target(task)
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from attribench.errors import ArtifactError
 from attribench.settings import GenerationSettings, Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.truth.jobs import Report, TrainJob
+from attribench.truth.resources import Memory, image_bytes
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,21 @@ class GenerateJob:
         sampling = {"num_inference_steps": self.generation.num_inference_steps, "eta": self.generation.eta}
         return {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling, **recipe(SAMPLING)}
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.trained.name,)
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = self.trained.size(runtime), image_bytes(len(self.seeds), self.trained.image_shape)
+        return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)
         return None if model is None else store.find("regenerated", self.spec(model))
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        model = self.trained.find(store)
+        return None if model is None else store.maker("regenerated", self.spec(model))
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from attribench.computing.device import resolve_device, single_thread
 from attribench.data import ImageSet
 from attribench.diffusion.losses import denoising_losses
+from attribench.diffusion.network import build_network
 from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
 from attribench.diffusion.training import checkpoint_steps, load_lora, load_network, num_steps, train_network
-from attribench.diffusion.tuning import trained_weights
+from attribench.diffusion.tuning import add_lora, trained_weights
 from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.store.files import canonical
 from attribench.truth.base import Base
+from attribench.truth.resources import Blueprint, Memory, Size, image_bytes, size_of
 
 # Work is counted in forward passes of one image; a training step on an image costs about four of them.
 TRAINING_COST = 4.0
@@ -46,8 +48,18 @@ class Job(Protocol):
     def cost(self) -> float:
         """Work in forward passes of one image, for the time left."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of jobs that come before it."""
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        """What it takes at the peak, on a CPU or on a GPU."""
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         """The finished artifact, if it is there."""
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        """Who is at it, in words; None for nobody."""
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         """Do it, unless it is done.
@@ -135,8 +147,34 @@ class TrainJob:
         """What a LoRA's model is: the base by its content, wherever it is from."""
         return {"base": base.content, "dropout": self.model.dropout}
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def size(self, runtime: Runtime) -> Size:
+        """The network's size, in training and when it is evaluated."""
+        key = canonical({"model": self.spec["model"], "training": self.training})
+        blueprint = Blueprint(key, self.skeleton)
+        return size_of(blueprint, self.image_shape, self.training.batch_size, runtime.evaluation_batch)
+
+    def skeleton(self) -> nn.Module:
+        """The network with any weights, on torch's default device."""
+        if self.base is None:
+            return build_network(self.model, self.image_shape)
+        network = self.base.skeleton()
+        add_lora(network, self.training)
+        return network
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = self.size(runtime), image_bytes(self.num_images, self.image_shape)
+        # Of a subset the whole train set is read first: twice as large for subsets of a half.
+        return Memory.of(size.training, size.weights + 3 * images, cuda=cuda)
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         return store.find("models", self.spec)
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        return store.maker("models", self.spec)
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         def build(staging: Staging) -> None:
@@ -240,9 +278,21 @@ class LossJob:
             **recipe(LOSSES),
         }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.trained.name,)
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = self.trained.size(runtime), image_bytes(self.num_queries, self.trained.image_shape)
+        return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)
         return None if model is None else store.find("losses", self.spec(model))
+
+    def maker(self, store: ArtifactStore) -> str | None:
+        model = self.trained.find(store)
+        return None if model is None else store.maker("losses", self.spec(model))
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile

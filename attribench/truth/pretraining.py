@@ -38,6 +38,9 @@ class TrainedBase:
     def load(self, store: ArtifactStore) -> nn.Module:
         return self.job.load(store)
 
+    def skeleton(self) -> nn.Module:
+        return self.job.skeleton()
+
 
 def provide_base(name: str, image_shape: Shape, store: ArtifactStore, runtime: Runtime, progress: Progress) -> Base:
     """The base that ``model.base`` names, in the store; trained first if it is another setting's model and not there yet.
@@ -60,8 +63,8 @@ def provide_base(name: str, image_shape: Shape, store: ArtifactStore, runtime: R
     return TrainedBase(job, weights_hash(job.load(store).state_dict()))
 
 
-def find_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base | None:
-    """The same, but nothing is trained: None where it would have to be.
+def planned_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base:
+    """The same, but nothing is trained: a model that would have to be has no content yet, and nothing can be found by it.
 
     Raises:
         UsageError, ModelError: as :func:`provide_base`.
@@ -70,9 +73,8 @@ def find_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base | Non
         return _read(Path(name), image_shape, store)
     _, job = _pretraining(name)
     _check_shape(name, image_shape, job.image_shape)
-    if job.find(store) is None:
-        return None
-    return TrainedBase(job, weights_hash(job.load(store).state_dict()))
+    found = job.find(store) is not None
+    return TrainedBase(job, weights_hash(job.load(store).state_dict()) if found else "")
 
 
 def target_job(data: AttributionDataModule, config: Config) -> TrainJob:

@@ -80,42 +80,60 @@ def run(config: Config, runtime: Runtime, results: Path, progress: Progress, cli
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
     """
     embedder = embedder_of(clip or Clip())
+    made = retrain(config, runtime, progress)
+    experiment, outcome = made.experiment, Outcome(skipped=made.skipped)
+    if made.explained is None:
+        return outcome
+    missing = no_clip(embedder, experiment)
+    if missing:
+        progress.message(f"Images are compared by pixels alone. {missing}")
+    for row in made.rows:
+        regenerated = torch.stack(
+            [_images(jobs, number, experiment) for jobs, number in zip(row.retrainings, made.chosen, strict=True)]
+        )
+        record, path = _file(
+            row, made.explained, regenerated, embedder, missing or "", config, experiment, results, clip or Clip()
+        )
+        progress.message(f"{row.name}: recorded in {path}")
+        outcome.records.append(record)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What there is to compare once everything is retrained and generated."""
+
+    experiment: Experiment
+    rows: list[_Row] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    explained: Queries | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def retrain(config: Config, runtime: Runtime, progress: Progress) -> _Made:
+    """All of :func:`run` that is expensive: it ends up in the store, and several processes may share it."""
     experiment = open_experiment(config, runtime, progress)
     settings = config.settings.counterfactual
     _check(settings, experiment)
-    outcome = Outcome()
-    methods = without_refused(instances(config.methods), experiment, outcome.skipped)
+    skipped: dict[str, str] = {}
+    methods = without_refused(instances(config.methods), experiment, skipped)
     if not methods:
-        return outcome
+        return _Made(experiment, skipped=skipped)
     with progress.task(f"{experiment.label}: target model and queries", _first_cost(experiment)) as task:
         save_images(experiment.store, experiment.train)
         queries = experiment.queries("generation", task)
     chosen = choose_queries(len(queries), settings.num_queries)
 
     rows = [_control(experiment, chosen, settings)]
-    for method_config, scoring in scorings(experiment, methods, outcome.skipped):
+    for method_config, scoring in scorings(experiment, methods, skipped):
         undefined = scoring.undefined_on({"generation": queries})
         if undefined:
-            outcome.skipped[scoring.name] = undefined["generation"]
+            skipped[scoring.name] = undefined["generation"]
             continue
         scores = chosen_scores(scoring, queries, chosen)
         rows.append(_row(method_config, scoring, scores, experiment, chosen, settings))
     _retrain(rows, experiment, progress)
-
-    explained = queries.select(chosen)
-    missing = no_clip(embedder, experiment)
-    if missing:
-        progress.message(f"Images are compared by pixels alone. {missing}")
-    for row in rows:
-        regenerated = torch.stack(
-            [_images(jobs, number, experiment) for jobs, number in zip(row.retrainings, chosen, strict=True)]
-        )
-        record, path = _file(
-            row, explained, regenerated, embedder, missing or "", config, experiment, results, clip or Clip()
-        )
-        progress.message(f"{row.name}: recorded in {path}")
-        outcome.records.append(record)
-    return outcome
+    return _Made(experiment, rows, chosen, queries.select(chosen), skipped)
 
 
 def choose_queries(num_images: int, num_queries: int) -> list[int]:
@@ -202,8 +220,7 @@ def _retrain(rows: Sequence[_Row], experiment: Experiment, progress: Progress) -
     training = list({canonical(job.trained.spec): job.trained for job in generating}.values())
     total = sum(job.cost for job in training) + sum(job.cost for job in generating)
     with progress.task(f"{experiment.label}: {len(training)} models without proponents, and images", total) as task:
-        experiment.run_jobs(training, task)
-        experiment.run_jobs(generating, task)
+        experiment.run_jobs(task, training, generating)
 
 
 def _distinct(jobs: Iterable[GenerateJob]) -> list[GenerateJob]:

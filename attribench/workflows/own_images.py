@@ -167,7 +167,12 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
         DataError: images that cannot be read, or do not fit the model.
     """
     device = resolve_device(runtime.accelerator)
-    store = ArtifactStore(Path(runtime.workdir), lock_timeout=runtime.lock_timeout, report=progress.message)
+    store = ArtifactStore(
+        Path(runtime.workdir),
+        lock_timeout=runtime.lock_timeout,
+        report=progress.message,
+        dead_after=runtime.dead_after,
+    )
     model = None
     if request.model is not None:
         model = load_model(request.model, request.scheduler, request.checkpoints, request.lora)

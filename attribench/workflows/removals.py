@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,9 +77,44 @@ def run(
         AttribenchError: something in it failed; what is finished stays in the store and is used next time.
     """
     rulers = Rulers(clip or Clip())
+    made = retrain(config, settings, runtime, progress, rulers.look_at)
+    question = made.question
+    for name, reason in rulers.missing.items():
+        progress.message(f"There is no {name}: {reason}")
+    records = []
+    for row, trained in zip(made.rows, made.jobs, strict=True):
+        values = {name: rulers.measure(name, trained, question) for name in rulers.names}
+        record, path = _file(row, values, question, settings, config, rulers.missing, results)
+        progress.message(f"{row.name}: recorded in {path}")
+        records.append(record)
+    return Outcome(records, made.skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What there is to measure once everything is retrained."""
+
+    question: Question
+    rows: list[_Row]
+    jobs: list[list[list[list[TrainJob]]]]
+    skipped: dict[str, str]
+
+
+def retrain(
+    config: Config,
+    settings: RemovalSettings,
+    runtime: Runtime,
+    progress: Progress,
+    look_at: Callable[[Question], None] = lambda question: None,
+) -> _Made:
+    """All of :func:`run` that is expensive: it ends up in the store, and several processes may share it.
+
+    Args:
+        look_at: called with the question before anything is trained.
+    """
     methods = instances(config.methods)
     question = pose(config, settings, runtime, progress)
-    rulers.look_at(question)  # what is wrong with the embedding is known before anything is trained
+    look_at(question)  # what is wrong with the embedding is known before anything is trained
     experiment, skipped = question.experiment, dict[str, str]()
     rest = without_refused(methods, experiment, skipped)
     if settings.asked == "copies":
@@ -101,15 +136,7 @@ def run(
         rows.append(_Row("method", scoring.name, _order(scores, question, settings), method_config, scoring))
     jobs = [_jobs(row, question, settings) for row in rows]
     _retrain(jobs, question, progress)
-    for name, reason in rulers.missing.items():
-        progress.message(f"There is no {name}: {reason}")
-    records = []
-    for row, trained in zip(rows, jobs, strict=True):
-        values = {name: rulers.measure(name, trained, question) for name in rulers.names}
-        record, path = _file(row, values, question, settings, config, rulers.missing, results)
-        progress.message(f"{row.name}: recorded in {path}")
-        records.append(record)
-    return Outcome(records, skipped)
+    return _Made(question, rows, jobs, skipped)
 
 
 def training_seeds(root: int, count: int) -> list[int]:
@@ -178,9 +205,7 @@ def _retrain(jobs: Sequence[list[list[list[TrainJob]]]], question: Question, pro
     with progress.task(
         f"{experiment.label}: {len(training)} models, {missing} of them to train, and their queries", total
     ) as task:
-        experiment.run_jobs(training, task)
-        experiment.run_jobs(losses, task)
-        experiment.run_jobs(images, task)
+        experiment.run_jobs(task, training, losses, images)
 
 
 def _distinct(jobs: Iterable[TrainJob]) -> list[TrainJob]:

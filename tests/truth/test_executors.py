@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
 from attribench.errors import ArtifactError, AttribenchError
 from attribench.settings import Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore
-from attribench.truth.executors import InProcessExecutor, ProcessExecutor, make_executor
+from attribench.truth.executors import InProcessExecutor, ProcessExecutor, default_workers, make_executor
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,7 @@ class Sum:
     log: str
     fails: bool = False
     company: int = 1
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -128,6 +130,19 @@ def test_a_failing_job_stops_the_run_with_its_reason(tmp_path: Path, runtime: Ru
     assert jobs[0].find(store) is None
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_begins_after_those_it_needs(tmp_path: Path, runtime: Runtime, workers: int) -> None:
+    store, lines = ArtifactStore(tmp_path / "runs"), str(tmp_path / "log")
+    jobs = [Sum(0, lines, needs=("sum 2", "elsewhere")), Sum(1, lines, needs=("sum 0",)), Sum(2, lines)]
+    executor = (
+        InProcessExecutor(store, runtime, Progress())
+        if workers == 1
+        else ProcessExecutor(store, runtime, Progress(), workers)
+    )
+    executor.run(jobs, Bar())
+    assert [entry["number"] for entry in log(tmp_path / "log")] == [2, 0, 1]
+
+
 @dataclass(frozen=True)
 class Dies(Sum):
     """Its process is killed, as by the operating system when memory runs out."""
@@ -148,6 +163,17 @@ def test_little_work_stays_in_this_process(tmp_path: Path) -> None:
     assert isinstance(make_executor(jobs, store, Runtime(accelerator="cpu"), Progress()), InProcessExecutor)
     explicit = make_executor(jobs, store, Runtime(accelerator="cpu", workers=2), Progress())
     assert isinstance(explicit, ProcessExecutor)
+
+
+def test_several_small_models_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert default_workers(Runtime(accelerator="gpu")) == 2
+    assert default_workers(Runtime(accelerator="gpu", workers_per_gpu=3)) == 6
+    devices = [str(resolve_device("gpu", worker)) for worker in range(6)]
+    assert devices == ["cuda:0", "cuda:1"] * 3
 
 
 def test_ctrl_c_ends_the_workers_too(tmp_path: Path, runtime: Runtime) -> None:

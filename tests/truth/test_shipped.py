@@ -104,9 +104,9 @@ def test_it_is_used_where_it_fits_and_only_there(
     trained: list[str] = []
     prepare = Experiment.train_models
 
-    def train(self: Experiment, task: object) -> None:
+    def train(self: Experiment, task: object, then: object) -> None:
         trained.append(self.label)
-        prepare(self, task)  # type: ignore[arg-type]
+        prepare(self, task, then)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Experiment, "train_models", train)
     place = ["--preset", "smoke", "--workdir", f"{small}/runs", "--results", f"{tmp_path}/results"]
