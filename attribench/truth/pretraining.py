@@ -13,6 +13,7 @@ from attribench.configuration.resolution import Config, resolve
 from attribench.data import AttributionDataModule
 from attribench.diffusion.foreign_files import read_json
 from attribench.diffusion.networks import network_folder, read_network
+from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule
 from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore
@@ -121,7 +122,19 @@ def _read(path: Path, image_shape: Shape, store: ArtifactStore) -> Base:
     if config.get("class_embed_type") is not None or config.get("num_class_embeds"):
         raise ModelError(f"The base {path} is told classes, and a LoRA is trained without them.")
     _check_shape(str(path), image_shape, _shape(config))
+    _check_schedule(path, folder)
     return store_base(store, config, network.state_dict())
+
+
+def _check_schedule(path: Path, folder: Path) -> None:
+    """LoRA is trained as the benchmark's models are; a base that says nothing of its schedule is taken to have been so too."""
+    places = (path / "scheduler", path, folder, folder.parent / "scheduler")
+    beside = next((place for place in places if (place / SCHEDULER_FILE).is_file()), None)
+    if beside is not None and read_schedule(beside).spec:
+        raise ModelError(
+            f"The base {path} was trained with another noise schedule or prediction than LoRA is here: 1000 steps, β linear "
+            "from 1e-4 to 0.02, and the noise is predicted (the defaults of diffusers' DDPMScheduler)."
+        )
 
 
 def _shape(config: dict[str, Any]) -> tuple[int | None, int | None, int | None]:

@@ -126,8 +126,8 @@ def test_other_lora_is_another_model(made: Experiment) -> None:
     assert len({key(), key(lora_rank=rank + 1), key(lora_alpha=1.0), key(lora_modules=["to_q"])}) == 4
 
 
-def test_a_folder_is_a_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers import UNet2DModel
+def test_a_folder_is_a_base(folder: Path, tmp_path: Path, tiny_model: ModelSettings) -> None:
+    from diffusers import DDPMScheduler, UNet2DModel
 
     experiment = opened(tmp_path / "runs", str(folder))
     with experiment.progress.task("", 1) as task:
@@ -136,12 +136,16 @@ def test_a_folder_is_a_base(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     network = experiment.target.load(experiment.store)
     assert isinstance(network, UNet2DModel)
     assert lora_names(network)
+    (tmp_path / "as-usual").mkdir()
+    usual = saved(tmp_path / "as-usual", tiny_model)
+    DDPMScheduler().save_pretrained(usual)
+    assert opened(tmp_path / "runs", str(usual)).base is not None
     with pytest.raises(ModelError, match=r"There is no base at .*base: --model.base takes a diffusers folder"):
         opened(tmp_path / "runs", str(folder)).base  # noqa: B018
 
 
 def test_bases_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, tiny_model: ModelSettings) -> None:
-    from diffusers import UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DModel
 
     colour = saved(tmp_path / "colour", tiny_model, (3, 8, 8))
     large = saved(tmp_path / "large", tiny_model, (1, 16, 16))
@@ -150,6 +154,8 @@ def test_bases_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, tiny_mode
     UNet2DModel(8, 1, 1, block_out_channels=(8, 16), norm_num_groups=4, num_class_embeds=3, **blocks).save_pretrained(
         classes
     )
+    cosine = saved(tmp_path / "cosine", tiny_model)
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(cosine / "scheduler")
     empty = tmp_path / "empty"
     empty.mkdir()
     for base, message in {
@@ -157,6 +163,7 @@ def test_bases_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, tiny_mode
         str(large): r"is of images of 1×16×16",
         str(classes): "is told classes",
         str(empty): "is no diffusers folder",
+        str(cosine): "was trained with another noise schedule or prediction",
         "nowhere": "There is no base at nowhere",
         "digits-bass:smoke": r"--model.base digits-bass:smoke, a setting DATASET:PRESET: Unknown data set 'digits-bass'",
         "digits-base:smok": r"no preset 'smok'\. Did you mean 'smoke'",
