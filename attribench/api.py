@@ -83,6 +83,7 @@ def attribute(
     options: Mapping[str, Any] | None = None,
     scheduler: object = None,
     checkpoints: str | Path | None = None,
+    lora: str | Path | None = None,
     image_size: int | None = None,
     channels: Channels = "auto",
     top: int = 20,
@@ -107,6 +108,7 @@ def attribute(
         scheduler: the model's noise schedule where ``model`` does not bring it: a diffusers scheduler, its folder, or
             ``"ddpm"`` for the defaults of ``DDPMScheduler``.
         checkpoints: folder of models of the course of the training, for methods that look at these.
+        lora: file of the model's LoRA, as peft and diffusers write it (safetensors); gradients are then of that alone.
         image_size: side of the squares that pictures are brought to, in pixels; by default the model's, or 32.
         channels: ``"RGB"``, ``"grey"``, or ``"auto"``: the model's, or grey if no image has colour.
         top: train images a query in :meth:`Attribution.to_pandas` and on the page; 0 for all.
@@ -127,7 +129,7 @@ def attribute(
     """
     judged = decoy_request(decoys, contributors, false_discovery)
     (found,) = attribute_all(
-        Request(train, queries, top, image_size, channels, heat_maps, model, scheduler, checkpoints, judged),
+        Request(train, queries, top, image_size, channels, heat_maps, model, scheduler, checkpoints, judged, lora),
         [own_method_config(method, options or {})],
         Runtime(workdir=str(workdir), accelerator=accelerator),
         progress,

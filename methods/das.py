@@ -51,8 +51,9 @@ class DAS(KernelMethod):
         noise_draws: int = 1,
         signed: bool = False,
         normalize_residuals: bool = False,
+        layers: str = "",
     ) -> None:
-        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws)
+        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws, layers)
         self._signed, self._normalize_residuals = signed, normalize_residuals
 
     def prepare(self, context: AttributionContext) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.computing.precision import float64_device
+from attribench.diffusion.parameters import choose, trainable
 from attribench.errors import AttribenchError
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
@@ -45,6 +46,8 @@ class DataInf(AttributionMethod):
         num_timesteps: gradients are averaged over so many evenly spaced timesteps.
         damping: λ of a layer as a multiple of the mean squared entry of the train images' gradients.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
+        layers: the parameters that gradients are of, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never count.
 
     Raises:
         UsageError: an option is out of range.
@@ -52,9 +55,9 @@ class DataInf(AttributionMethod):
 
     access = Access.MODEL
 
-    def __init__(self, num_timesteps: int = 10, damping: float = 0.1, noise_draws: int = 1) -> None:
+    def __init__(self, num_timesteps: int = 10, damping: float = 0.1, noise_draws: int = 1, layers: str = "") -> None:
         check_damping(damping)
-        self._options = FeatureOptions("loss", num_timesteps, "identity", noise_draws=noise_draws)
+        self._options = FeatureOptions("loss", num_timesteps, "identity", noise_draws=noise_draws, layers=layers)
         self._damping = damping
         self._curvature: _Curvature | None = None
 
@@ -84,7 +87,7 @@ class DataInf(AttributionMethod):
         model = context.target_model()
         train = GradientFeatures(context, self._options).of(model, context.train)
         device = float64_device(context.device)
-        self._curvature = _Curvature.of(train, layer_slices(model), self._damping, device)
+        self._curvature = _Curvature.of(train, layer_slices(choose(model, self._options.layers)), self._damping, device)
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float64 scores ``(num_queries, num_train)``."""
@@ -137,9 +140,9 @@ class _Curvature:
 
 
 def layer_slices(network: nn.Module) -> list[slice]:
-    """Where each module's own parameters lie in a gradient of all parameters, in their order."""
+    """Where each module's own parameters lie in a gradient of all that are not frozen, in their order."""
     slices, at = [], 0
-    parameters = ((name.rpartition(".")[0], parameter.numel()) for name, parameter in network.named_parameters())
+    parameters = ((name.rpartition(".")[0], parameter.numel()) for name, parameter in trainable(network).items())
     for _, own in groupby(parameters, key=lambda pair: pair[0]):
         end = at + sum(size for _, size in own)
         slices.append(slice(at, end))

@@ -26,5 +26,6 @@ class DTRAK(KernelMethod):
         proj_dim: int = 32768,
         regularization: float = 0.01,
         noise_draws: int = 1,
+        layers: str = "",
     ) -> None:
-        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws)
+        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws, layers)

@@ -39,6 +39,8 @@ class EKFAC(AttributionMethod):
         num_timesteps: gradients and curvature are averaged over so many evenly spaced timesteps.
         damping: λ of a layer as a share of the mean of its Λ. The default comes from a pilot on validation queries of digits.
         noise_draws: gradients and curvature are averaged over so many draws of noise at every timestep.
+        layers: the parameters that gradients are of, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never count.
 
     Raises:
         UsageError: an option is out of range.
@@ -47,11 +49,16 @@ class EKFAC(AttributionMethod):
     access = Access.MODEL
 
     def __init__(
-        self, f: ModelOutput = "loss", num_timesteps: int = 10, damping: float = 0.01, noise_draws: int = 1
+        self,
+        f: ModelOutput = "loss",
+        num_timesteps: int = 10,
+        damping: float = 0.01,
+        noise_draws: int = 1,
+        layers: str = "",
     ) -> None:
         check_damping(damping)
-        self._queries = FeatureOptions(f, num_timesteps, "identity", noise_draws=noise_draws)
-        self._train = FeatureOptions("loss", num_timesteps, "identity", noise_draws=noise_draws)
+        self._queries = FeatureOptions(f, num_timesteps, "identity", noise_draws=noise_draws, layers=layers)
+        self._train = FeatureOptions("loss", num_timesteps, "identity", noise_draws=noise_draws, layers=layers)
         self._damping = damping
         self._prepared: tuple[FeatureSet, list[LayerCurvature]] | None = None
 

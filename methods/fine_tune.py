@@ -57,6 +57,8 @@ class FineTune(LossChangeMethod):
             pass for each of them, draw of noise and train image.
         noise_draws: and over so many draws of noise at every timestep.
         noise: ``common``: query and train images get the same at a timestep and draw; ``own``: each image its own.
+        layers: the parameters that change, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never do.
 
     Raises:
         UsageError: an option is out of range.
@@ -78,8 +80,9 @@ class FineTune(LossChangeMethod):
         num_timesteps: int = 10,
         noise_draws: int = 1,
         noise: NoiseOwner = "common",
+        layers: str = "",
     ) -> None:
-        super().__init__(evenly_spaced(num_timesteps, noise_draws), noise)
+        super().__init__(evenly_spaced(num_timesteps, noise_draws), noise, layers)
         check_positive(learning_rate=learning_rate)
         for name, value in (("steps", steps), ("noise_batch", noise_batch)):
             if value < 1:

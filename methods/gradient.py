@@ -23,6 +23,7 @@ class Gradient(SimilarityMethod):
         projection: ProjectionName = "auto",
         proj_dim: int = 32768,
         noise_draws: int = 1,
+        layers: str = "",
     ) -> None:
-        super().__init__(num_timesteps, projection, proj_dim, noise_draws)
+        super().__init__(num_timesteps, projection, proj_dim, noise_draws, layers)
         self.kind = check_kind(similarity)

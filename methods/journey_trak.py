@@ -45,8 +45,9 @@ class JourneyTRAK(KernelMethod):
         regularization: float = 0.1,
         noise_draws: int = 1,
         num_steps: int = 50,
+        layers: str = "",
     ) -> None:
-        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws)
+        super().__init__(f, num_timesteps, projection, proj_dim, regularization, noise_draws, layers)
         if num_steps < 1:
             raise UsageError(f"num_steps must be at least 1; got {num_steps}.")
         self._num_steps = num_steps

@@ -49,6 +49,8 @@ class Unlearning(LossChangeMethod):
             queries of digits.
         step: how much the query's loss is to rise, to first order, as a share of it.
         noise: ``common``: query and train images get the same at a timestep and draw; ``own``: each image its own.
+        layers: the parameters that change, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never do.
 
     Raises:
         UsageError: an option is out of range.
@@ -68,8 +70,9 @@ class Unlearning(LossChangeMethod):
         damping: float = 0.01,
         step: float = 0.1,
         noise: NoiseOwner = "common",
+        layers: str = "",
     ) -> None:
-        super().__init__(evenly_spaced(loss_timesteps, loss_draws, ("loss_timesteps", "loss_draws")), noise)
+        super().__init__(evenly_spaced(loss_timesteps, loss_draws, ("loss_timesteps", "loss_draws")), noise, layers)
         check_positive(damping=damping, step=step)
         self._gradient_terms = evenly_spaced(num_timesteps, noise_draws)
         self._fisher_terms = evenly_spaced(fisher_timesteps, 1, ("fisher_timesteps", ""))
@@ -87,11 +90,11 @@ class Unlearning(LossChangeMethod):
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse where there is no model, or no room for a query's losses or the Fisher information."""
         reason = super().skip_reason(context)
-        return reason or fisher_refusal(context, context.target_model(), self._fisher_terms)
+        return reason or fisher_refusal(context, self.target(context), self._fisher_terms)
 
     def needs(self, context: AttributionContext, num_queries: int) -> Needs:
         """Of the Fisher information, then of the losses."""
-        model, losses = context.target_model(), super().needs(context, num_queries)
+        model, losses = self.target(context), super().needs(context, num_queries)
         # A gradient takes about as long as three forward passes; those of the losses are the measure.
         passes = len(self._terms) * len(context.train) * (1 + num_queries)
         return joined(total(fisher_needs(context, model, self._fisher_terms, 3 * losses.seconds / passes)), losses)
@@ -99,7 +102,7 @@ class Unlearning(LossChangeMethod):
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses and Fisher information at the target model, unless they are in the store."""
         super().prepare(context)
-        fisher = diagonal_fisher(context, context.target_model(), self._fisher_terms)
+        fisher = diagonal_fisher(context, self.target(context), self._fisher_terms)
         floor = torch.finfo(torch.float64).tiny  # of a model that has no gradients at all
         self._precision = (fisher + (self._damping * fisher.mean()).clamp(min=floor)).to(float64_device(context.device))
 

@@ -27,6 +27,8 @@ def attribute(arguments: list[str]) -> int:
                         "scheduler_config.json, or ddpm for the defaults of DDPMScheduler.")  # fmt: skip
     parser.add_argument("--checkpoints", type=str, help="Folder of models of the course of its training, for methods that "
                         "look at these: diffusers folders, .ckpt or .safetensors.")  # fmt: skip
+    parser.add_argument("--lora", type=str, help="LoRA of --model, as peft and diffusers write it (safetensors): gradients are "
+                        "of that alone.")  # fmt: skip
     parser.add_argument("--top", type=int, default=20, help="Train images to report for each query; 0 = all.")
     parser.add_argument("--image-size", "--image_size", type=int, help="Images are resized and cropped to squares of so many "
                         "pixels (default: the model's, or 32).")  # fmt: skip
@@ -68,7 +70,7 @@ def attribute(arguments: list[str]) -> int:
     request = Request(
         options.train, options.queries, options.top, options.image_size, channels, options.heat_maps,
         options.model, options.scheduler, options.checkpoints,
-        decoy_request(options.decoys, options.contributors, options.false_discovery),
+        decoy_request(options.decoys, options.contributors, options.false_discovery), options.lora,
     )  # fmt: skip
 
     from attribench.computing.progress import terminal_progress

@@ -9,6 +9,7 @@ from torch import nn
 
 from attribench.diffusion.inputs import ModelInputs, PixelInputs
 from attribench.diffusion.noise import NoiseSchedule
+from attribench.diffusion.parameters import is_lora
 from attribench.errors import ModelError
 
 
@@ -16,7 +17,7 @@ from attribench.errors import ModelError
 class DiffusionModel:
     """A network with what it works on: the :class:`~attribench.method.ModelProvider` of a model that somebody brings.
 
-    Gradients are taken of what the network gives as ``named_parameters()``.
+    Gradients are taken of the network's parameters that are not frozen, and where it carries a LoRA, of that alone.
 
     Attributes:
         name: what messages and pages call it.
@@ -28,6 +29,7 @@ class DiffusionModel:
         image_size: side of the square images it takes, in pixels; None if it does not say.
         num_classes: that it is told of; 0 for none.
         snapshots: load networks of the course of its training, in order.
+        notes: what its user should know of how it was read, a sentence each.
     """
 
     name: str
@@ -38,6 +40,7 @@ class DiffusionModel:
     image_size: int | None = None
     num_classes: int = 0
     snapshots: Sequence[Callable[[], nn.Module]] = ()
+    notes: Sequence[str] = ()
 
     def target_model(self) -> nn.Module:
         """The network."""
@@ -56,7 +59,9 @@ class DiffusionModel:
     @property
     def description(self) -> str:
         """One line: how large it is, and what it predicts."""
-        count = sum(parameter.numel() for parameter in self.network.parameters())
+        sizes = {name: parameter.numel() for name, parameter in self.network.named_parameters()}
+        count, adapted = sum(sizes.values()), sum(size for name, size in sizes.items() if is_lora(name))
         what = {"epsilon": "the noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction_type]
         classes = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"{self.name} ({count:,} parameters, predicts {what}{classes})"
+        lora = f", {adapted:,} of them LoRA's" if adapted else ""
+        return f"{self.name} ({count:,} parameters{lora}, predicts {what}{classes})"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from attribench.diffusion.adapters import DENOISER, read_adapters
 from attribench.diffusion.inputs import PixelInputs
+from attribench.diffusion.lora import add_lora, has_lora, lora_snapshots_in
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.networks import LATENT_PARTS, network_folder, read_network, read_network_file, snapshots_in
 from attribench.diffusion.noise import NoiseSchedule
@@ -18,7 +21,12 @@ from attribench.diffusion.schedulers import DDPM, read_schedule, schedule_beside
 from attribench.errors import ModelError
 
 
-def load_model(source: object, scheduler: object = None, checkpoints: str | Path | None = None) -> DiffusionModel:
+def load_model(
+    source: object,
+    scheduler: object = None,
+    checkpoints: str | Path | None = None,
+    lora: str | Path | None = None,
+) -> DiffusionModel:
     """The model that a path leads to, or that an object is.
 
     Args:
@@ -26,7 +34,9 @@ def load_model(source: object, scheduler: object = None, checkpoints: str | Path
             pipeline, a ``UNet2DModel``, or any module that is called likewise. Objects are copied, not changed.
         scheduler: where noise schedule and prediction type come from, if ``source`` does not bring them: a diffusers
             scheduler, a folder or file with the configuration of one, or ``ddpm`` for the defaults of ``DDPMScheduler``.
-        checkpoints: folder of models of the course of the training: folders as for ``source``, ``.ckpt`` or ``.safetensors``.
+        checkpoints: folder of models of the course of the training: folders as for ``source``, ``.ckpt`` or ``.safetensors``;
+            of a model with a LoRA, folder of LoRAs.
+        lora: file of a LoRA of it, as peft and diffusers write it. Gradients are then of that alone.
 
     Raises:
         ModelError: it cannot be read, or is of a kind that attribench does not know; the message says what to do.
@@ -37,10 +47,24 @@ def load_model(source: object, scheduler: object = None, checkpoints: str | Path
         model = _from_path(Path(source), scheduler)
     else:
         model = _from_object(source, scheduler)
+    if lora is not None:
+        model = _adapted(model, Path(lora), copied=model is not source)
     if checkpoints is None:
         return model
-    snapshots = [partial(load, model.network) for load in snapshots_in(Path(checkpoints))]
-    return DiffusionModel(**{**vars(model), "snapshots": snapshots})
+    loads = (lora_snapshots_in if has_lora(model.network) else snapshots_in)(Path(checkpoints))
+    return replace(model, snapshots=[partial(load, model.network) for load in loads])
+
+
+def _adapted(model: DiffusionModel, path: Path, copied: bool) -> DiffusionModel:
+    """The model with a LoRA."""
+    adapters = read_adapters(path)
+    if set(adapters) != {DENOISER}:
+        raise ModelError(f"{path} holds a LoRA of a text encoder, and {model.name} has none.")
+    if has_lora(model.network):
+        raise ModelError(f"{model.name} carries a LoRA already: leave out --lora, or give the base alone.")
+    network = model.network if copied else copy.deepcopy(model.network)
+    note = add_lora(network, adapters[DENOISER], model.name)
+    return replace(model, network=network, notes=[*model.notes, note])
 
 
 def _from_path(path: Path, scheduler: object) -> DiffusionModel:

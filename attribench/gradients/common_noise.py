@@ -19,6 +19,7 @@ from attribench.computing.precision import float64_device, to_float64
 from attribench.computing.seeding import derive_seed
 from attribench.diffusion.inputs import Conditions
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
+from attribench.diffusion.parameters import trainable
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.budget import shortage
 from attribench.gradients.features import model_spec
@@ -37,7 +38,7 @@ from attribench.method import AttributionContext
 from attribench.store.artifacts import Spec, Staging
 from attribench.store.code import ROOT, source_hash
 
-#: A network's parameters by name.
+#: A network's parameters by name: those that are not frozen.
 Weights = Mapping[str, Tensor]
 
 #: Whose noise an image gets: ``common``, the same for all images and for the query; ``own``.
@@ -48,7 +49,8 @@ _KIND = "common-noise-losses"
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
     "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py", "diffusion/inputs.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
+    "diffusion/noise.py", "diffusion/parameters.py",
+    "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Images of one forward pass, and of one backward pass, at most: beyond it, they cost memory and gain no speed.
@@ -145,7 +147,7 @@ class CommonNoiseLosses:
 
     def at_target(self) -> Tensor:
         """The losses at the target model: ``(num_terms, num_train)`` of its type, each at least 0."""
-        parameters = {name: value.detach() for name, value in self._model.named_parameters()}
+        parameters = {name: value.detach() for name, value in trainable(self._model).items()}
         return self.at({}, lambda: parameters)
 
     def at(self, change: Spec, weights: Callable[[], Weights]) -> Tensor:
@@ -162,7 +164,7 @@ class CommonNoiseLosses:
         def build(staging: Staging) -> None:
             with measure(self._context.device) as cost:
                 moved = weights()
-                own = dict(self._model.named_parameters())
+                own = trainable(self._model)
                 if change and all(torch.equal(value, own[name]) for name, value in moved.items()):
                     losses = self.at_target()  # to the bit, so that it shows that nothing has moved
                 else:

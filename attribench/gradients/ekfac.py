@@ -14,6 +14,7 @@ from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.diffusion.noise import sample_noise_batch
+from attribench.diffusion.parameters import choose
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
 from attribench.gradients.features import DECISIVE, model_spec
@@ -75,7 +76,7 @@ class Curvature:
 
     Args:
         context: it needs ``Access.MODEL`` at least.
-        options: its timesteps and draws of noise count.
+        options: its timesteps, draws of noise and layers count.
     """
 
     def __init__(self, context: AttributionContext, options: FeatureOptions) -> None:
@@ -83,6 +84,7 @@ class Curvature:
 
     def refusal(self, model: nn.Module, images: ImageSet) -> str | None:
         """Say why the curvature cannot be had here, or return None."""
+        model = choose(model, self._options.layers)
         example = Example.of(self._context.inputs, self._context.inputs.seen(images))
         layers = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if layers is None:
@@ -97,6 +99,7 @@ class Curvature:
         Raises:
             AttribenchError: the network is not of the kind, or it does not fit; nothing has been computed then.
         """
+        model = choose(model, self._options.layers)
         example = Example.of(self._context.inputs, self._context.inputs.seen(images))
         found = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if found is None:
@@ -123,6 +126,7 @@ class Curvature:
         Args:
             pass_seconds: time of the gradient of one image at one timestep and draw.
         """
+        model = choose(model, self._options.layers)
         example = Example.of(self._context.inputs, self._context.inputs.seen(images))
         layers = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if not layers or self._kept(work := _Work(self._context, self._options, model, images, layers)):

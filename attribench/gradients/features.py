@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from attribench.computing.cost import measure
 from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
+from attribench.diffusion.parameters import choose, parameters_spec
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
 from attribench.gradients.factored import FactoredProjection
@@ -38,7 +39,7 @@ DECISIVE = (
     "gradients/layerwise.py", "gradients/options.py",
     "gradients/outputs.py", "gradients/per_sample.py",
     "gradients/plan.py", "gradients/projection.py", "diffusion/inputs.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
+    "diffusion/noise.py", "diffusion/parameters.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
 _LAYERS_ONLY = (
@@ -82,8 +83,10 @@ class GradientFeatures:
             model: the target model or a checkpoint, as the context gave it.
 
         Raises:
+            UsageError: the options name layers that the model does not have.
             AttribenchError: they do not fit into memory or on the disk; nothing has been computed then.
         """
+        model = choose(model, self._options.layers)
         plan = self._plan(model, images)
         if plan.missing:
             reason = self._shortage([plan])
@@ -106,9 +109,8 @@ class GradientFeatures:
             checkpoints: at every checkpoint, not at the target model.
         """
         context = self._context
-        models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
         parts = []
-        for model in models:
+        for model in self._models(checkpoints):
             plan = self._plan(model, images)
             trial = plan.trial(context, self._options) if plan.missing or num_queries else 0.0
             missing = [len(part.images) * len(part.terms) for part in plan.missing]
@@ -126,7 +128,7 @@ class GradientFeatures:
 
     def trial(self, model: nn.Module, images: ImageSet) -> float:
         """Seconds that the gradient of one image at one timestep and draw takes, found out with a few."""
-        return self._plan(model, images).trial(self._context, self._options)
+        return self._plan(choose(model, self._options.layers), images).trial(self._context, self._options)
 
     def layout(self, images: ImageSet, checkpoints: bool = False) -> tuple[int, int]:
         """The length of a feature, and how many images' are stored together.
@@ -143,7 +145,12 @@ class GradientFeatures:
         return plan.left_over(max(len(chunk[0].images) for chunk in plan.chunks))
 
     def _first_model(self, checkpoints: bool) -> nn.Module:
-        return next(iter(self._context.checkpoints())) if checkpoints else self._context.target_model()
+        return next(self._models(checkpoints))
+
+    def _models(self, checkpoints: bool) -> Iterator[nn.Module]:
+        context = self._context
+        models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
+        return (choose(model, self._options.layers) for model in models)
 
     def refusal(self, images: ImageSet, checkpoints: bool = False) -> str | None:
         """Say why the features of ``images`` cannot be had here, or return None: for a method's ``skip_reason``.
@@ -154,10 +161,9 @@ class GradientFeatures:
         context = self._context
         if context.models is None:
             return "it needs a trained model, and there is none in this run"
-        models: Iterable[nn.Module] = context.checkpoints() if checkpoints else [context.target_model()]
         plans: list[Plan] = []
         try:
-            for model in models:
+            for model in self._models(checkpoints):
                 if not plans:  # before the store is searched for every chunk, of which there may be as many as images
                     reason = self._surely_lacking(model, images)
                     if reason is not None:
@@ -292,8 +298,11 @@ class _Layout:
 
 
 def model_spec(context: AttributionContext, model: nn.Module) -> Spec:
-    """What identifies a model in the specification of something made with it: weights, noise schedule, inputs."""
-    return {"weights": model_digest(model), **context.schedule.spec, **context.inputs.spec}
+    """What identifies a model in the specification of something made with it.
+
+    That is its weights, which of them gradients are of, its noise schedule and its inputs.
+    """
+    return {"weights": model_digest(model), **parameters_spec(model), **context.schedule.spec, **context.inputs.spec}
 
 
 def model_digest(model: nn.Module) -> str:
@@ -320,9 +329,11 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a number or text, or a sequence of these, whose text is what it is."""
+    """Whether it is a number or text, or a sequence or mapping of these, whose text is what it is."""
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
+    if isinstance(value, dict):  # such as the factors by which LoRAs count
+        return all(map(_is_plain, (*value.keys(), *value.values())))
     return value is None or isinstance(value, bool | int | float | str)
 
 

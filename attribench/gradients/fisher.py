@@ -37,7 +37,8 @@ _KIND = "fisher"
 _DECISIVE = (
     "gradients/fisher.py", "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py",
     "gradients/per_sample.py", "diffusion/inputs.py",
-    "diffusion/noise.py", "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
+    "diffusion/noise.py", "diffusion/parameters.py",
+    "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip
 
 #: Images whose squares are stored together; a killed computation loses one such part at most.
@@ -56,7 +57,7 @@ def diagonal_fisher(context: AttributionContext, model: nn.Module, terms: Sequen
         terms: timesteps and draws of noise; an image's noise is that of :class:`attribench.gradients.GradientFeatures`.
 
     Returns:
-        float64 ``(num_parameters,)`` on the CPU, in the order of ``named_parameters()``, at least 0.
+        float64 ``(num_parameters,)`` on the CPU, in the order of those that are not frozen, at least 0.
 
     Raises:
         AttribenchError: it does not fit into memory or on the disk; nothing has been computed then.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attribench.diffusion.inputs import Conditions
+from attribench.diffusion.parameters import trainable
 from attribench.gradients.layerwise import LayerCall
 from attribench.gradients.per_sample import NO_CONDITIONS, blank_gradients, num_parameters
 
@@ -72,6 +73,8 @@ def kronecker_layers(
 ) -> list[KroneckerLayer] | None:
     """All linear layers and 2-d convolutions of a network, or None where gradients cannot be taken layer by layer.
 
+    Those whose weights are frozen are none.
+
     Left out are norms, embeddings, convolutions in groups, and a weight that is used with several biases, or a bias with
     several weights. Found out by taking the gradient of blank images.
 
@@ -87,7 +90,7 @@ def kronecker_layers(
     if not blank_gradients(network, image_shape, device, note, conditions):
         return None
     starts, end = {}, 0
-    for name, parameter in network.named_parameters():
+    for name, parameter in trainable(network).items():
         starts[end] = name
         end += parameter.numel()
     assert end == num_parameters(network)

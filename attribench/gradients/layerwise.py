@@ -111,8 +111,8 @@ class LayerwiseGradients:
     normalisations and in no other way, whichever module does so: :attr:`complete` says whether that held.
 
     Args:
-        parameters: by name, in the order of the gradient's entries.
-        buffers: by name.
+        parameters: that gradients are of, by name, in the order of the gradient's entries.
+        buffers: by name, and parameters that count as such.
     """
 
     def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attribench.data import ImageSet
 from attribench.diffusion.noise import NUM_TIMESTEPS
+from attribench.diffusion.parameters import choose, trainable
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.common_noise import CommonNoiseLosses, NoiseOwner, Weights, check_owner
 from attribench.gradients.needs import total
@@ -32,6 +33,8 @@ class LossChangeMethod(AttributionMethod):
     Args:
         terms: timesteps and draws of noise that losses are averaged over.
         noise: ``common``: all train images get the same; or ``own``.
+        layers: the parameters that change, by patterns of their names, separated by commas, such as ``attn*``; none: all, or
+            LoRA's where the model has one. Parameters that are frozen never do.
 
     Raises:
         UsageError: an option is out of range.
@@ -43,10 +46,19 @@ class LossChangeMethod(AttributionMethod):
     #: Why the weights may not move for a query, and what to do about it.
     still: ClassVar[str]
 
-    def __init__(self, terms: Sequence[Term], noise: NoiseOwner) -> None:
+    def __init__(self, terms: Sequence[Term], noise: NoiseOwner, layers: str = "") -> None:
+        self._layers = layers
         self._terms = list(terms)
         self._noise = check_owner(noise)
         self._model: nn.Module | None = None
+
+    def target(self, context: AttributionContext) -> nn.Module:
+        """The target model, frozen but for what changes.
+
+        Raises:
+            UsageError: a pattern names nothing.
+        """
+        return choose(context.target_model(), self._layers)
 
     @abstractmethod
     def options(self) -> Mapping[str, Any]:
@@ -70,17 +82,20 @@ class LossChangeMethod(AttributionMethod):
         """Refuse where there is no model, or no room for a query's losses."""
         if context.models is None:
             return "it needs a trained model, and there is none in this run"
-        return CommonNoiseLosses(context, context.target_model(), self._terms, self._noise).refusal(self.copies)
+        try:
+            return CommonNoiseLosses(context, self.target(context), self._terms, self._noise).refusal(self.copies)
+        except AttribenchError as error:
+            return str(error)
 
     def needs(self, context: AttributionContext, num_queries: int) -> Needs:
         """Of noise that is kept, passes, and several sets of weights; time of the train images' losses, once a query."""
-        losses, times = CommonNoiseLosses(context, context.target_model(), self._terms, self._noise), 1 + num_queries
+        losses, times = CommonNoiseLosses(context, self.target(context), self._terms, self._noise), 1 + num_queries
         seconds = losses.passes * times * losses.trial()
         return total(Needs(losses.memory(self.copies), losses.stored_bytes * times, seconds))
 
     def prepare(self, context: AttributionContext) -> None:
         """Take the train images' losses at the target model."""
-        self._model = context.target_model()
+        self._model = self.target(context)
         self._losses = CommonNoiseLosses(context, self._model, self._terms, self._noise)
         self._before = self._losses.at_target().double()
 
@@ -114,7 +129,7 @@ class LossChangeMethod(AttributionMethod):
         return scores
 
     def _after(self, model: nn.Module, query: Queries, change: Spec) -> Tensor:
-        weights = {name: value.detach() for name, value in model.named_parameters()}
+        weights = {name: value.detach() for name, value in trainable(model).items()}
         seen = self.context.inputs.seen(query)
         return self._losses.at(change, lambda: self.changed(model, weights, seen)).double()
 

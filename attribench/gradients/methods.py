@@ -43,6 +43,8 @@ class KernelMethod(AttributionMethod):
         regularization: λ as a share of the mean squared length of a train image's features; see
             :class:`attribench.gradients.ridge.Ridge`. The default comes from a pilot on validation queries of digits.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
+        layers: the parameters that gradients are of, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never count.
 
     Raises:
         UsageError: an option is out of range.
@@ -62,9 +64,10 @@ class KernelMethod(AttributionMethod):
         proj_dim: int = 32768,
         regularization: float = 0.1,
         noise_draws: int = 1,
+        layers: str = "",
     ) -> None:
         check_regularization(regularization)
-        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim, noise_draws, self.normalized)
+        self._options = FeatureOptions(f, num_timesteps, projection, proj_dim, noise_draws, self.normalized, layers)
         self._regularization = regularization
         self._ridge: Ridge | None = None
 
@@ -134,6 +137,8 @@ class SimilarityMethod(AttributionMethod):
             ``factored``: each layer from two sides, as LoGra does.
         proj_dim: length of a projected gradient, with ``factored`` at most so long.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
+        layers: the parameters that gradients are of, by patterns of their names, separated by commas, such as ``attn*``; none:
+            all, or LoRA's where the model has one. Parameters that are frozen never count.
 
     Raises:
         UsageError: an option is out of range.
@@ -150,8 +155,9 @@ class SimilarityMethod(AttributionMethod):
         projection: ProjectionName = "auto",
         proj_dim: int = 32768,
         noise_draws: int = 1,
+        layers: str = "",
     ) -> None:
-        self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim, noise_draws)
+        self._options = FeatureOptions("loss", num_timesteps, projection, proj_dim, noise_draws, layers=layers)
 
     def skip_reason(self, context: AttributionContext) -> str | None:
         """Refuse when the gradients do not fit into memory or on the disk."""

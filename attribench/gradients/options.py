@@ -27,6 +27,7 @@ class FeatureOptions:
         proj_dim: length of a projected gradient, with ``factored`` at most so long.
         noise_draws: gradients are averaged over so many draws of noise at every timestep.
         normalized: the gradient of each timestep and draw is divided by its length before the average.
+        layers: patterns of the parameters that gradients are of; see :func:`attribench.diffusion.parameters.choose`.
 
     Raises:
         UsageError: an option is out of range.
@@ -38,6 +39,7 @@ class FeatureOptions:
     proj_dim: int = 32768
     noise_draws: int = 1
     normalized: bool = False
+    layers: str = ""
 
     def __post_init__(self) -> None:
         output_function(self.f)

@@ -17,6 +17,7 @@ from attribench.computing.device import exact_float32
 from attribench.data import ImageSet, to_unit_range
 from attribench.diffusion.inputs import Conditions, ModelInputs
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
+from attribench.diffusion.parameters import trainable
 from attribench.gradients.layerwise import LayerwiseGradients, Take, whole
 from attribench.gradients.outputs import OutputFunction, loss_weights
 
@@ -56,7 +57,7 @@ def pass_size(row_bytes: int, device: torch.device) -> int:
 
 def num_parameters(network: nn.Module) -> int:
     """The length of a gradient."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in trainable(network).values())
 
 
 #: For networks that are told nothing.
@@ -259,7 +260,7 @@ def summed_gradients(
 ) -> Tensor:
     """Sum ∇_θ f, or ∇_θ f / ‖∇_θ f‖, over timesteps and draws of noise, for every sample.
 
-    All parameters count, frozen or not; nothing of ``network`` is changed.
+    Of the parameters that are not frozen; nothing of ``network`` is changed.
 
     Args:
         network: in evaluation mode, on ``device``; it predicts what ``schedule.target`` says.
@@ -275,7 +276,7 @@ def summed_gradients(
 
     Returns:
         ``(num_images, num_parameters)``, or as long as ``reduction`` makes them, on ``device``, of the parameters' type and in
-        the order of ``named_parameters()``.
+        the order of :func:`attribench.diffusion.parameters.trainable`.
     """
     length = num_parameters(network) if reduction is None else reduction.dim
     result = torch.zeros(len(images), length, device=device, dtype=_dtype(network))
@@ -379,13 +380,15 @@ def _mapped_adder(network: nn.Module, output: OutputFunction, weights: Tensor, d
 
 
 def gradients_of(network: nn.Module, device: torch.device) -> LayerwiseGradients:
-    """Layer by layer, of all parameters of ``network``, on ``device``."""
+    """Layer by layer, of the parameters of ``network`` that are not frozen, on ``device``."""
     return LayerwiseGradients(network, *_state(network, device))
 
 
 def _state(network: nn.Module, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    parameters = {name: value.detach().to(device) for name, value in network.named_parameters()}
-    return parameters, {name: value.detach().to(device) for name, value in network.named_buffers()}
+    """The parameters that gradients are of, and all other tensors."""
+    parameters = {name: value.detach().to(device) for name, value in trainable(network).items()}
+    others = [*network.named_parameters(), *network.named_buffers()]
+    return parameters, {name: value.detach().to(device) for name, value in others if name not in parameters}
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

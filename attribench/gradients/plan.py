@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from attribench.data import ImageSet
+from attribench.diffusion.parameters import trainable
 from attribench.gradients.factored import FactoredProjection
 from attribench.gradients.needs import draws_seconds, products_seconds, stored_bytes
 from attribench.gradients.options import FeatureOptions
@@ -60,7 +61,7 @@ class Plan:
 
     @cached_property
     def _largest(self) -> int:
-        return max(parameter.numel() for parameter in self.model.parameters())
+        return max(parameter.numel() for parameter in trainable(self.model).values())
 
     @property
     def _most_terms(self) -> int:

@@ -15,6 +15,7 @@ from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.diffusion.inputs import PixelInputs
 from attribench.diffusion.noise import sample_noise_batch
+from attribench.diffusion.parameters import choose
 from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.errors import AttribenchError, UsageError
 from attribench.gradients.factored import FactoredProjection
@@ -92,6 +93,7 @@ class TrajectoryFeatures:
             AttribenchError: their trajectories lead elsewhere, the network has layers that are not known, or the model's noise
                 schedule, prediction or inputs are not those of the benchmark.
         """
+        model = choose(model, self._options.layers)
         gradients = _Gradients(self._context, model, self._options, queries.images.shape[1:])
         size = max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // (4 * gradients.length)))
         common = {
@@ -126,7 +128,11 @@ class TrajectoryFeatures:
             return _OTHER_MODEL
         if self._context.models is None:
             return None  # features in general say so
-        model, train = self._context.target_model(), self._context.train
+        train = self._context.train
+        try:
+            model = choose(self._context.target_model(), self._options.layers)
+        except AttribenchError as error:
+            return str(error)
         return _NO_LAYERS if layerwise_bytes(model, train.image_shape, self._context.device) is None else None
 
 

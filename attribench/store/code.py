@@ -28,7 +28,8 @@ LEFT_OUT = frozenset((
     "commands", "configs", "configuration", "datamodules", "methods", "metrics", "records", "reporting", "truth", "workflows",
     "__main__.py", "api.py", "cli.py", "testing.py",
     "data/decoding.py", "data/files.py", "data/folders.py", "data/reading.py", "data/sources.py", "data/tiff.py",
-    "diffusion/losses.py", "diffusion/foreign_files.py", "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
+    "diffusion/losses.py", "diffusion/adapters.py", "diffusion/foreign_files.py", "diffusion/lora.py",
+    "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
     "diffusion/pretrained.py", "diffusion/recipes.py", "diffusion/sampling.py", "diffusion/schedulers.py",
     "diffusion/training.py", "diffusion/unfinished.py",
 ))  # fmt: skip

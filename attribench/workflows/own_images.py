@@ -51,6 +51,7 @@ class Request:
         model: the model that was trained on the train images, see :func:`attribench.diffusion.pretrained.load_model`.
         scheduler: its noise schedule, if it does not bring it, likewise.
         checkpoints: the folder of its training's checkpoints, likewise.
+        lora: the file of its LoRA, likewise.
         decoys: what to judge the ranking against; None for nothing.
     """
 
@@ -64,6 +65,7 @@ class Request:
     scheduler: object = None
     checkpoints: str | Path | None = None
     decoys: DecoyRequest | None = None
+    lora: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.top < 0:
@@ -72,8 +74,9 @@ class Request:
             raise UsageError("--heat-maps must be 0 or more.")
         if self.image_size is not None and self.image_size < 2:
             raise UsageError("--image-size must be at least 2.")
-        if self.model is None and (self.checkpoints is not None or self.scheduler is not None):
-            given = "--checkpoints" if self.checkpoints is not None else "--scheduler"
+        belongings = {"--checkpoints": self.checkpoints, "--scheduler": self.scheduler, "--lora": self.lora}
+        given = next((name for name, value in belongings.items() if value is not None), None)
+        if self.model is None and given is not None:
             raise UsageError(f"{given} belongs to a model: name that with --model.")
 
 
@@ -172,8 +175,10 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
     )
     model = None
     if request.model is not None:
-        model = load_model(request.model, request.scheduler, request.checkpoints)
+        model = load_model(request.model, request.scheduler, request.checkpoints, request.lora)
         progress.message(f"The model: {model.description}.")
+        for note in model.notes:
+            progress.message(note)
     size, channels = _image_size(request, model), _channels(request, model)
     sources = (("train", request.train), ("queries", request.queries))
     train, queries = same_channels(*(_read(name, source, size, channels, store, progress) for name, source in sources))

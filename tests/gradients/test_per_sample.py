@@ -13,6 +13,7 @@ from torch.func import functional_call, grad
 
 from attribench.diffusion.network import build_network
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
+from attribench.diffusion.parameters import trainable
 from attribench.errors import AttribenchError
 from attribench.gradients import per_sample
 from attribench.gradients.outputs import output_function
@@ -96,7 +97,7 @@ def expected(model: nn.Module, f: str, normalized: bool = False) -> Tensor:
                 predicted = functional_call(model, parameters, (noisy[None], torch.tensor([timestep]))).sample[0]
                 return output_function(f)(predicted, noise, torch.tensor(1.0))
 
-            gradients = grad(value)(dict(model.named_parameters()), noisy, noise, timestep)
+            gradients = grad(value)(dict(trainable(model)), noisy, noise, timestep)
             flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
             total = total + (flat / flat.norm() if normalized else flat)
         rows.append(total)

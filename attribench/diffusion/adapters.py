@@ -1,0 +1,168 @@
+"""LoRA files of peft and diffusers: what weights they hold, of which modules, and how much these count."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from attribench.diffusion.foreign_files import first_line, read_json
+from attribench.errors import ModelError
+
+#: What peft and diffusers call the files.
+_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_CONFIG = "adapter_config.json"
+
+#: Where diffusers puts peft's configuration into a file's header.
+_METADATA = "lora_adapter_metadata"
+
+#: The denoiser's part of a file, and that of a pipeline's text encoder.
+DENOISER, TEXT_ENCODER = "unet", "text_encoder"
+
+#: Parts that files of other pipelines have.
+_FOREIGN_PARTS = ("transformer", "text_encoder_2", "text_encoder_3", "prior")
+
+#: The names of weights, after that of the module, and that of an adapter between: ``lora_A.default.weight``.
+_WEIGHT = re.compile(r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)(\.[^.]+)??(\.weight)?$")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The LoRA of one network.
+
+    Attributes:
+        path: of the file, for messages.
+        weights: module → ``lora_A``, ``lora_B``, perhaps ``lora_magnitude_vector`` → float32.
+        alphas: module → α, where the file says it itself.
+        config: peft's configuration, as far as there is one.
+    """
+
+    path: Path
+    weights: Mapping[str, Mapping[str, Tensor]]
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of each module."""
+        return {module: int(pair["lora_A"].shape[0]) for module, pair in self.weights.items()}
+
+
+def lora_file(path: Path) -> Path:
+    """The file itself, or that in a folder as peft and diffusers write it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return found[0]
+        if any(path.glob("*.bin")):
+            raise ModelError(_pickled(sorted(path.glob("*.bin"))[0]))
+        what = f"holds {len(found)} files of weights" if found else "holds no LoRA"
+        raise ModelError(f"{path} {what}: name the file, such as {_FILES[1]}.")
+    if not path.is_file():
+        raise ModelError(f"There is no LoRA at {path}.")
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            _pickled(path) if path.suffix in (".bin", ".pt", ".pth") else f"{path} is no safetensors file."
+        )
+    return path
+
+
+def read_adapters(path: Path) -> dict[str, Adapter]:
+    """What a LoRA file holds, by part of the pipeline: :data:`DENOISER`, :data:`TEXT_ENCODER`.
+
+    Args:
+        path: a safetensors file, or a folder with one; peft's ``adapter_config.json`` beside it is read too.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else.
+    """
+    from safetensors import safe_open
+
+    path = lora_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
+            header = file.metadata() or {}
+    except Exception as error:  # safetensors has errors of its own
+        raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from error
+    if not state:
+        raise ModelError(f"{path} holds no weights.")
+    kohya = next((name for name in state if name.startswith(("lora_unet_", "lora_te"))), None)
+    if kohya is not None:
+        raise ModelError(
+            f"{path} has the names of kohya's scripts ({kohya}): load it into its pipeline with diffusers' "
+            "load_lora_weights, and save it with the unet's save_lora_adapter."
+        )
+    config = _config(path, header)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        name = name.removeprefix("base_model.model.")
+        first, _, rest = name.partition(".")
+        if first in _FOREIGN_PARTS:
+            raise ModelError(
+                f"{path} is the LoRA of a pipeline that is not supported: it has weights of a {first} ({name})."
+            )
+        part, own = (first, rest) if first in (DENOISER, TEXT_ENCODER) else (DENOISER, name)
+        parts.setdefault(part, {})[own.removeprefix("base_model.model.")] = value
+    return {part: _adapter(path, own, _of_part(config, part)) for part, own in parts.items()}
+
+
+def _adapter(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Adapter:
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    weights: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for name, value in convert_unet_state_dict_to_peft(dict(state)).items():
+        found = _WEIGHT.match(name)
+        if name.endswith(".alpha") and value.numel() == 1:
+            alphas[name.removesuffix(".alpha").removesuffix(".lora")] = float(value)
+        elif found is None:
+            raise ModelError(f"{path} holds {name}, which is no weight of a LoRA (lora_A, lora_B).")
+        else:
+            weights.setdefault(found["module"], {})[found["kind"]] = value
+    for module, pair in weights.items():
+        lacking = {"lora_A", "lora_B"} - set(pair)
+        if lacking:
+            raise ModelError(f"{path} is not complete: {min(lacking)} of {module} is missing.")
+        if pair["lora_A"].ndim not in (2, 4) or pair["lora_B"].ndim != pair["lora_A"].ndim:
+            raise ModelError(f"{path}: the LoRA of {module} is none of a linear layer or a 2-d convolution.")
+        if pair["lora_A"].shape[0] != pair["lora_B"].shape[1]:
+            raise ModelError(f"{path}: lora_A and lora_B of {module} have other ranks.")
+    return Adapter(path, weights, alphas, config)
+
+
+def _config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """peft's configuration, from the file's header or from beside it."""
+    if _METADATA in header:
+        try:
+            config = json.loads(header[_METADATA])
+        except ValueError as error:
+            raise ModelError(f"{path}: {_METADATA} is no JSON: {first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise ModelError(f"{path}: {_METADATA} holds no JSON object.")
+    else:
+        beside = path.parent / _CONFIG
+        config = read_json(beside) if beside.is_file() else {}
+    return dict(config)
+
+
+def _of_part(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What diffusers writes with the part before each key, peft without."""
+    own = {key.removeprefix(f"{part}."): value for key, value in config.items() if key.startswith(f"{part}.")}
+    return own or {key: value for key, value in config.items() if "." not in key}
+
+
+def _pickled(path: Path) -> str:
+    return (
+        f"{path} is pickled and may run code when it is read, so it is refused; if you trust it, load it where it was made, "
+        "and save it with safetensors' save_file or diffusers' save_lora_adapter."
+    )
