@@ -364,11 +364,13 @@ class RayOptions:
         address: which cluster: auto, the one that runs here; HOST:PORT; or local, one of this machine alone.
         gpus_per_job: GPUs a job where nodes have any; 0.5: two jobs share one.
         cpus_per_job: CPUs that a job takes of its node; it computes with one thread.
+        carry: for nodes that do not share the work directory: Ray carries what jobs read and make.
     """
 
     address: str = "auto"
     gpus_per_job: float = 1.0
     cpus_per_job: float = 1.0
+    carry: bool = False
 
     def __post_init__(self) -> None:
         gpus = self.gpus_per_job

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attribench.settings import Runtime
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.truth.jobs import Report
 from attribench.truth.resources import Memory
 
@@ -20,7 +20,8 @@ class Square:
     """Squares its number; a line in ``log`` each time it begins.
 
     Attributes:
-        how: what goes wrong: ``fails``; ``exhausts`` memory, or ``dies``: the first time, or ``… always``.
+        how: what goes wrong: ``fails``; ``exhausts`` memory, or ``dies``: the first time, or ``… always``; ``loses``: dies the
+            first time, and what it had written with it.
         host_memory: bytes that it says it takes.
     """
 
@@ -49,11 +50,33 @@ class Square:
     def find(self, store: ArtifactStore) -> Artifact | None:
         return store.find("squares", self.spec)
 
-    def maker(self, store: ArtifactStore) -> str | None:
-        return store.maker("squares", self.spec)
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        return []
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        return "squares", self.spec
+
+    @property
+    def unfinished(self) -> str | None:
+        return "state" if self.how == "loses" else None
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        write(self.log, root=str(store.root))
+        if self.how == "loses":
+            self._lose(store.working_folder("squares", self.spec) / "state", report)
         return store.get_or_create("squares", self.spec, lambda staging: self._build(staging, report), wait=False)
+
+    def _lose(self, state: Path, report: Report) -> None:
+        """The first time, leave something unfinished, and die without it when it was carried."""
+        write(self.log, resumed=state.exists())
+        if state.exists():
+            return
+        state.write_text("half of it")
+        for _ in range(10):
+            report(0.1)
+            time.sleep(self.seconds / 10)
+        state.unlink()
+        os._exit(137)
 
     def _build(self, staging: Staging, report: Report) -> None:
         earlier = [entry for entry in lines(self.log) if entry["number"] == self.number]

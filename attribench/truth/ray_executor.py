@@ -5,39 +5,43 @@ Imported only with ``--executor ray``.
 
 from __future__ import annotations
 
-import logging
 import secrets
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from humanize import naturalsize
 from ray import exceptions
 
 from attribench.computing.progress import Progress, Task
-from attribench.errors import AttribenchError, UsageError
-from attribench.settings import RayOptions, Runtime
+from attribench.errors import AttribenchError
+from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
 from attribench.store.files import atomic_write
+from attribench.store.parcels import DamagedParcelError
 from attribench.truth.jobs import Job
+from attribench.truth.ray_carrier import Carrier, worker_folder
+from attribench.truth.ray_cluster import Offered, connect
 from attribench.truth.remote import (
     Assignment,
     Begun,
     Busy,
+    Damaged,
+    Done,
     Failed,
     Message,
+    Offer,
     OutOfMemory,
     Progressed,
+    Unfinished,
     carry_out,
     versions,
 )
-from attribench.truth.resources import Memory
 from attribench.truth.waiting import Accounts, Patience, Waiting
 
 #: Jobs that Ray has at a time; it gives them out as nodes become free, or asks for more nodes.
@@ -47,44 +51,16 @@ _DEATHS, _DEATHS_ALONE = 8, 3
 #: Seconds without any job at work after which what the cluster offers is said.
 _IDLE = 30.0
 
+
+def _work(assignment: Assignment, offered: Sequence[tuple[str, str, list[Any]]]) -> Iterator[Message]:
+    """In a worker: do the job, in a folder of this node if the command's is not shared."""
+    if assignment.carried:
+        assignment = replace(assignment, store=str(worker_folder(assignment.store)))
+    yield from carry_out(assignment, [Offer(kind, key, partial(ray.get, ref)) for kind, key, (ref,) in offered])
+
+
 # Whatever becomes of a worker or a node, the driver decides what happens to the job: Ray itself tries nothing again.
-_carry_out = ray.remote(num_returns="streaming", max_retries=0)(carry_out)
-
-
-def connect(options: RayOptions) -> None:
-    """Become a driver of the cluster, unless this process is one.
-
-    Raises:
-        UsageError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return
-    if options.address.startswith("ray://"):
-        raise UsageError(
-            f"--ray.address {options.address}: run the command on a node of the cluster, with --ray.address auto; Ray's client "
-            "is not supported."
-        )
-    _knock(options.address)
-    more: dict[str, Any] = {"include_dashboard": False} if options.address == "local" else {}
-    try:
-        ray.init(options.address, namespace="attribench", log_to_driver=False, logging_level=logging.ERROR, **more)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--ray.address {options.address}: no Ray cluster answers ({said}). Start one (ray start --head), or one of this "
-            "machine alone with --ray.address local."
-        ) from error
-
-
-def _knock(address: str) -> None:
-    """Refuse an address where nothing listens: Ray would try again for ever."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
-    except OSError as error:
-        raise UsageError(f"--ray.address {address}: no Ray cluster answers ({error.strerror or error}).") from error
+_carry_out = ray.remote(num_returns="streaming", max_retries=0)(_work)
 
 
 class RayExecutor:
@@ -100,6 +76,9 @@ class RayExecutor:
             AttribenchError: a job failed, or does not fit into any node's memory.
         """
         connect(self._runtime.ray)
+        if self._runtime.ray.carry:
+            _Run(jobs, self._store, self._runtime, self._progress, Accounts(task), None).to_the_end()
+            return
         with self._marker() as marker:
             _Run(jobs, self._store, self._runtime, self._progress, Accounts(task), marker).to_the_end()
 
@@ -123,7 +102,7 @@ class _Run:
         runtime: Runtime,
         progress: Progress,
         accounts: Accounts,
-        marker: Path,
+        marker: Path | None,
     ) -> None:
         self._jobs, self._store, self._runtime = jobs, store, runtime
         self._progress, self._accounts, self._marker = progress, accounts, marker
@@ -134,7 +113,8 @@ class _Run:
         self._lonely: set[int] = set()
         self._deaths: Counter[int] = Counter()
         self._token = secrets.token_hex(8)
-        self._gpus = _gpus(runtime)
+        self._carrier = Carrier(store, self._token) if marker is None else None
+        self._offered = Offered(runtime)
         self._heard = time.monotonic()
 
     def to_the_end(self) -> None:
@@ -153,6 +133,10 @@ class _Run:
                 with suppress(Exception):
                     ray.cancel(source, force=True)
             raise
+        finally:
+            if self._carrier is not None:
+                self._carrier.release_all()
+                self._carrier.sweep()
 
     def _give_out(self) -> None:
         while len(self._given) < _GIVEN_OUT and not self._lonely & set(self._given.values()):
@@ -167,15 +151,26 @@ class _Run:
 
     def _start(self, number: int) -> None:
         job = self._jobs[number]
-        need = job.memory(self._runtime, cuda=self._gpus > 0)
-        self._check(job, need)
+        resources = self._offered.resources(job)
+        carrier, store, marker, state, offers = self._carrier, str(self._store.root.absolute()), "", {}, []
+        if carrier is not None:
+            try:
+                carrier.claim(number, job)
+            except LockBusyError as busy:
+                self._put_off(number, busy)
+                return
+            # Named after this run; where it lies, each worker knows.
+            store, state, offers = self._token, dict(carrier.state(job)), carrier.offers(job)
+        elif self._marker is not None:
+            marker = str(self._marker.absolute())
         # Of several GPUs a worker sees those it was given, and takes the first.
-        assignment = Assignment(
-            job, replace(self._runtime, devices="auto"), str(self._store.root.absolute()),
-            f"{self._token} {number}", str(self._marker.absolute()),
-        )  # fmt: skip
-        resources = {"num_cpus": self._runtime.ray.cpus_per_job, "num_gpus": self._gpus, "memory": need.host}
-        self._given[_carry_out.options(**resources, name=job.name).remote(assignment)] = number
+        runtime = replace(self._runtime, devices="auto")
+        assignment = Assignment(job, runtime, store, f"{self._token} {number}", marker, state)
+        self._given[_carry_out.options(**resources, name=job.name).remote(assignment, offers)] = number
+
+    def _put_off(self, number: int, busy: LockBusyError) -> None:
+        self._patience.busy(busy)
+        self._waiting.put_off(number)
 
     def _listen(self, source: Any) -> None:
         number = self._given[source]
@@ -202,24 +197,49 @@ class _Run:
             self._accounts.add(number, job, message.units)
         elif isinstance(message, Busy):
             self._give_up(source)
-            self._patience.busy(LockBusyError(message.text))
-            self._waiting.put_off(number)
+            self._put_off(number, LockBusyError(message.text))
+        elif isinstance(message, Unfinished):
+            if self._carrier is not None:
+                self._carrier.keep(job, message.files)
+        elif isinstance(message, Damaged):
+            self._damage(source, message.text)
         elif isinstance(message, OutOfMemory):
             self._memory(source, message.text)
         elif isinstance(message, Failed):
             raise AttribenchError(message.text)
         else:
-            self._give_up(source)
-            self._finish(number, job)
+            self._receive(source, number, message)
+
+    def _receive(self, source: Any, number: int, message: Done) -> None:
+        job = self._jobs[number]
+        if self._carrier is not None:
+            try:
+                self._carrier.receive(number, job, message, self._begun.get(number))
+            except DamagedParcelError as damage:
+                self._damage(source, str(damage))
+                return
+        self._give_up(source, done=True)
+        self._finish(number, job)
+
+    def _damage(self, source: Any, what: str) -> None:
+        number = self._give_up(source)
+        job = self._jobs[number]
+        self._progress.message(f"The {job.name} is done again. {what}")
+        if self._carrier is not None:
+            self._carrier.damaged(number, job, what)
+        self._waiting.again(number)
 
     def _finish(self, number: int, job: Job) -> None:
         self._patience.progressed()
         self._waiting.done(number)
         self._accounts.finish(number, job)
 
-    def _give_up(self, source: Any) -> int:
+    def _give_up(self, source: Any, *, done: bool = False) -> int:
         """Listen no more."""
-        return self._given.pop(source)
+        number = self._given.pop(source)
+        if self._carrier is not None:
+            self._carrier.release(number, done=done)
+        return number
 
     def _death(self, source: Any, error: Exception) -> None:
         number = self._give_up(source)
@@ -227,7 +247,9 @@ class _Run:
         self._deaths[number] += 1
         if self._deaths[number] < _DEATHS:
             where = f" on {self._begun[number].host}" if number in self._begun else ""
-            self._progress.message(f"The worker of the {job.name}{where} died: another one goes on ({_first(error)}).")
+            self._progress.message(
+                f"The worker of the {job.name}{where} died: another one goes on ({type(error).__name__})."
+            )
             self._waiting.again(number)
         elif self._deaths[number] < _DEATHS + _DEATHS_ALONE:
             if not alone:
@@ -250,55 +272,11 @@ class _Run:
         self._alone.append(number)
 
     def _refusal(self, number: int, why: str) -> AttribenchError:
-        job = self._jobs[number]
-        need, begun = job.memory(self._runtime, cuda=self._gpus > 0), self._begun.get(number)
-        free = ""
-        if begun is not None:
-            device = f" and {_size(begun.device_memory)} of the GPU" if begun.device_memory else ""
-            free = f"; {_size(begun.memory)}{device} were free on {begun.host} as it began"
-        return AttribenchError(
-            f"The {job.name} cannot be done here: {why}. By the model's size it takes {_need(need)}{free}. Use nodes with more "
-            "memory, a smaller --training.batch_size (other models) or --evaluation_batch (the same numbers)."
-        )
-
-    def _check(self, job: Job, need: Memory) -> None:
-        """Refuse what no node can ever take."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        most = max((int(node.get("memory", 0)) for node in nodes), default=0)
-        if nodes and need.host > most:
-            raise AttribenchError(
-                f"The {job.name} takes {_need(need)} by the model's size; no node of the cluster offers more than "
-                f"{_size(most)}. Add a larger node (ray start --memory), or use a smaller --evaluation_batch."
-            )
+        return self._offered.refusal(self._jobs[number], why, self._begun.get(number))
 
     def _say_if_idle(self) -> None:
         now = time.monotonic()
         if now - self._heard < _IDLE or self._begun.keys() & set(self._given.values()):
             return
         self._heard = now
-        offered = ray.cluster_resources()
-        needs = f"{self._runtime.ray.cpus_per_job:g} CPUs and {self._gpus:g} GPUs"
-        self._progress.message(
-            f"Waiting: no node takes a job, which needs {needs}; the cluster has {offered.get('CPU', 0):g} CPUs, "
-            f"{offered.get('GPU', 0):g} GPUs and {_size(int(offered.get('memory', 0)))} of memory in all."
-        )
-
-
-def _gpus(runtime: Runtime) -> float:
-    """GPUs a job: as asked for, where there are any and they are wanted."""
-    if runtime.accelerator not in ("auto", "gpu", "cuda"):
-        return 0.0
-    found = ray.cluster_resources().get("GPU", 0)
-    return float(runtime.ray.gpus_per_job) if found or runtime.accelerator != "auto" else 0.0
-
-
-def _need(need: Memory) -> str:
-    return _size(need.host) + (f" and {_size(need.device)} on a GPU" if need.device else "")
-
-
-def _size(count: int) -> str:
-    return naturalsize(count, binary=True, format="%.2f")
-
-
-def _first(error: Exception) -> str:
-    return f"{type(error).__name__}"
+        self._progress.message(self._offered.nobody_takes())

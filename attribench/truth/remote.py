@@ -12,13 +12,15 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from attribench.errors import AttribenchError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
+from attribench.store.parcels import Bytes, DamagedParcelError, Outbox, Parcel, adopt, pack, restore_unfinished
 from attribench.truth.jobs import Job
 
 #: Seconds between two reports of progress.
@@ -52,8 +54,32 @@ class Progressed:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """How far it has come: what another worker would go on from.
+
+    Attributes:
+        files: of its working folder, by name.
+    """
+
+    files: Mapping[str, Bytes]
+
+
+@dataclass(frozen=True)
 class Done:
-    """It is in the store."""
+    """It is in the store.
+
+    Attributes:
+        parcels: what was made, where the command does not share that store.
+    """
+
+    parcels: tuple[Parcel, ...] = ()
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """What it was sent arrived damaged."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,7 @@ class Failed:
     text: str
 
 
-Message = Begun | Progressed | Done | Busy | OutOfMemory | Failed
+Message = Begun | Progressed | Unfinished | Done | Damaged | Busy | OutOfMemory | Failed
 
 
 @dataclass(frozen=True)
@@ -87,7 +113,9 @@ class Assignment:
     Attributes:
         store: folder of the artifact store.
         token: of this assignment; the same when the job is given out again, so that nobody waits for who had it before.
-        marker: a file that the command wrote into that folder: who does not see it has another folder.
+        marker: a file that the command wrote into that folder: who does not see it has another folder. Empty where it does
+            have another one.
+        state: unfinished work of an earlier worker, for one that has another folder.
     """
 
     job: Job
@@ -95,19 +123,41 @@ class Assignment:
     store: str
     token: str
     marker: str
+    state: Mapping[str, Bytes] = field(default_factory=dict)
+
+    @property
+    def carried(self) -> bool:
+        """Whether the worker has a store of its own."""
+        return not self.marker
 
 
-def carry_out(assignment: Assignment) -> Iterator[Message]:
+@dataclass(frozen=True)
+class Offer:
+    """An artifact that a job reads, for a worker that does not have it.
+
+    Attributes:
+        fetch: gets it.
+    """
+
+    kind: str
+    key: str
+    fetch: Callable[[], Parcel]
+
+
+def carry_out(assignment: Assignment, offers: Sequence[Offer] = ()) -> Iterator[Message]:
     """Do the job beside this thread, and say how it goes; the last message says how it ended."""
     yield begun(assignment.runtime)
     messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def work() -> None:
-        messages.put(_outcome(assignment, lambda units: messages.put(Progressed(units))))
+        messages.put(_outcome(assignment, offers, lambda units: messages.put(Progressed(units))))
 
     # Daemon: when nobody listens any more, the process may end.
     threading.Thread(target=work, name=assignment.job.name, daemon=True).start()
+    outbox = _outbox(assignment)
     while True:
+        if outbox is not None and (files := outbox.news()):
+            yield Unfinished(files)
         message, units, until = messages.get(), 0.0, time.monotonic() + _INTERVAL
         while isinstance(message, Progressed):
             units += message.units
@@ -122,21 +172,41 @@ def carry_out(assignment: Assignment) -> Iterator[Message]:
             return
 
 
-def _outcome(assignment: Assignment, report: object) -> Message:
+def _outbox(assignment: Assignment) -> Outbox | None:
+    job = assignment.job
+    if not assignment.carried or job.unfinished is None:
+        return None
+    store = ArtifactStore(Path(assignment.store))
+    output = job.output(store)
+    return None if output is None else Outbox(partial(store.working_folder, *output), job.unfinished)
+
+
+def _outcome(assignment: Assignment, offers: Sequence[Offer], report: object) -> Message:
     import torch
 
     job, runtime = assignment.job, assignment.runtime
     try:
-        if not Path(assignment.marker).exists():
+        if not assignment.carried and not Path(assignment.marker).exists():
             return Failed(
                 f"The work directory {assignment.store} of the command is not that of {socket.gethostname()}. Pass a --workdir "
-                "on a file system that all nodes share."
+                "on a file system that all nodes share, or --ray.carry true."
             )
         store = ArtifactStore(
             Path(assignment.store), lock_timeout=runtime.lock_timeout, dead_after=runtime.dead_after,
             assigned=assignment.token, doer="Ray",
         )  # fmt: skip
-        job.run(store, runtime, report)  # type: ignore[arg-type]
+        for offer in offers:
+            if store.find_key(offer.kind, offer.key) is None:
+                adopt(store, offer.fetch())
+        output = job.output(store)
+        if assignment.state and output is not None:
+            restore_unfinished(store, *output, assignment.state)
+        made = job.run(store, runtime, report)  # type: ignore[arg-type]
+        if assignment.carried:
+            artifacts = {(artifact.kind, artifact.key): artifact for artifact in (*store.made, made)}
+            return Done(tuple(map(pack, artifacts.values())))
+    except DamagedParcelError as error:
+        return Damaged(str(error))
     except LockBusyError as error:
         return Busy(str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:

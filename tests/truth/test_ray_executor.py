@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from ray_jobs import Square, lines
 
 from attribench.cli import main
 from attribench.computing.progress import Progress
-from attribench.errors import AttribenchError, UsageError
+from attribench.errors import ArtifactError, AttribenchError, UsageError
 from attribench.settings import RayOptions, Runtime
 from attribench.store.artifacts import ArtifactStore
 from attribench.store.journal import Journal
+from attribench.store.parcels import Parcel, adopt
 from attribench.truth.executors import make_executor
 
 pytestmark = pytest.mark.slow
@@ -54,8 +56,9 @@ def progress() -> Saying:
     return Saying()
 
 
-def run(jobs: list[Square], folder: Path, address: str, progress: Progress) -> Bar:
-    runtime = Runtime(workdir=str(folder), accelerator="cpu", executor="ray", ray=RayOptions(address=address))
+def run(jobs: list[Square], folder: Path, address: str, progress: Progress, *, carry: bool = False) -> Bar:
+    options = RayOptions(address=address, carry=carry)
+    runtime = Runtime(workdir=str(folder), accelerator="cpu", executor="ray", ray=options)
     bar = Bar()
     make_executor(jobs, ArtifactStore(folder), runtime, progress).run(jobs, bar)
     return bar
@@ -143,19 +146,23 @@ def test_a_job_that_somebody_else_is_at_is_put_off(address: str, tmp_path: Path,
 
 
 def test_the_record_is_that_of_local_bit_for_bit(address: str, tmp_path: Path) -> None:
+    """Over a shared folder, and where Ray carries everything."""
     records, stored = [], []
-    for name, options in (("local", ["--workers", "1"]), ("ray", ["--executor", "ray", "--ray.address", address])):
+    on_ray = ["--executor", "ray", "--ray.address", address]
+    ways = {"local": ["--workers", "1"], "ray": on_ray, "carried": [*on_ray, "--ray.carry", "true"]}
+    for name, options in ways.items():
         place = ["--workdir", str(tmp_path / name), "--results", str(tmp_path / f"{name}-results")]
         assert main(["run", "--method", "nda", *SMOKE, *options, *place]) == 0
         records.append(record(tmp_path / f"{name}-results"))
         kinds = ("models", "losses", "generated", "scores")
         stored.append({a.key: a.digest for a in ArtifactStore(tmp_path / name).artifacts() if a.kind in kinds})
-    assert records[0] == records[1]
-    assert stored[0] == stored[1]
+    assert records[0] == records[1] == records[2]
+    assert stored[0] == stored[1] == stored[2]
     assert len(stored[0]) > 14
-    entries = [entry for entry in Journal(tmp_path / "ray").entries() if entry.kind in ("models", "losses")]
-    assert len(entries) == len({entry.key for entry in entries}) == 13
-    assert all(entry.doer.endswith("(Ray)") and entry.attempt == 1 for entry in entries)
+    for name in ("ray", "carried"):
+        entries = [entry for entry in Journal(tmp_path / name).entries() if entry.kind in ("models", "losses")]
+        assert len(entries) == len({entry.key for entry in entries}) == 13
+        assert all(entry.doer.endswith("(Ray)") and entry.attempt == 1 for entry in entries)
 
 
 def record(results: Path) -> dict[str, Any]:
@@ -164,6 +171,84 @@ def record(results: Path) -> dict[str, Any]:
     for measured in ("cost", "created"):
         del content[measured]
     return content
+
+
+def test_carried_jobs_work_in_folders_of_their_own_which_are_swept(
+    address: str, tmp_path: Path, progress: Saying
+) -> None:
+    log = str(tmp_path / "log")
+    jobs = [Square(number, log, seconds=0.3) for number in range(6)]
+    run(jobs, tmp_path / "runs", address, progress, carry=True)
+    store = ArtifactStore(tmp_path / "runs")
+    assert [job.find(store).load_json("square") for job in jobs] == [0, 1, 4, 9, 16, 25]  # type: ignore[union-attr]
+    roots = {str(entry["root"]) for entry in lines(log) if "root" in entry}
+    assert len(roots) == 3
+    assert not any(Path(root).exists() or root.startswith(str(tmp_path)) for root in roots)
+    entries = list(Journal(tmp_path / "runs").entries())
+    workers = {entry["pid"] for entry in lines(log) if "pid" in entry}
+    assert {int(entry.doer.split()[1]) for entry in entries} == workers
+    assert not any((tmp_path / "runs" / ".claims").iterdir())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_damaged_on_its_way_is_refused_and_done_again(
+    times: int, address: str, tmp_path: Path, progress: Saying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attribench.truth import ray_carrier
+
+    arrived = []
+
+    def damage(store: ArtifactStore, parcel: Parcel) -> object:
+        arrived.append(parcel.key)
+        if len(arrived) <= times:
+            content = parcel.files["square.json"].copy()
+            content[0] ^= 1
+            parcel = replace(parcel, files={**parcel.files, "square.json": content})
+        return adopt(store, parcel)
+
+    monkeypatch.setattr(ray_carrier, "adopt", damage)
+    job = Square(7, str(tmp_path / "log"))
+    if times == 3:
+        with pytest.raises(ArtifactError, match="was damaged 3 times on its way"):
+            run([job], tmp_path / "runs", address, progress, carry=True)
+        assert job.find(ArtifactStore(tmp_path / "runs")) is None
+        return
+    run([job], tmp_path / "runs", address, progress, carry=True)
+    assert len(arrived) == 2
+    found = job.find(ArtifactStore(tmp_path / "runs"))
+    assert found is not None
+    assert found.load_json("square") == 49
+    assert any(
+        "The square 7 is done again. A squares artifact was damaged on its way" in text for text in progress.said
+    )
+    assert not (tmp_path / "runs" / ".set-aside").exists()
+
+
+def test_unfinished_work_goes_elsewhere_too(address: str, tmp_path: Path, progress: Saying) -> None:
+    """The first worker loses its disk as it dies; the next one has what had been carried."""
+    log = str(tmp_path / "log")
+    run([Square(3, log, "loses", seconds=2.0)], tmp_path / "runs", address, progress, carry=True)
+    assert [entry["resumed"] for entry in lines(log) if "resumed" in entry] == [False, True]
+    assert not (tmp_path / "runs" / ".work" / "squares").exists() or not any(
+        (tmp_path / "runs" / ".work" / "squares").iterdir()
+    )
+
+
+def test_a_job_that_others_hold_is_not_given_out(address: str, tmp_path: Path, progress: Saying) -> None:
+    log, store = str(tmp_path / "log"), ArtifactStore(tmp_path / "runs")
+    jobs = [Square(number, log) for number in range(2)]
+    with store.lock("squares", jobs[0].spec) as claim:
+        runtime = Runtime(
+            workdir=str(tmp_path / "runs"),
+            accelerator="cpu",
+            executor="ray",
+            lock_timeout=1.0,
+            ray=RayOptions(address=address, carry=True),
+        )
+        with pytest.raises(ArtifactError, match="is being made by process"):
+            make_executor(jobs, store, runtime, progress).run(jobs, Bar())
+        assert claim.attempt == 1
+    assert [entry["number"] for entry in lines(log) if "pid" in entry] == [1]
 
 
 def test_no_cluster_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +261,7 @@ def test_no_cluster_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_client_is_refused(tmp_path: Path) -> None:
     import ray
 
-    from attribench.truth.ray_executor import connect
+    from attribench.truth.ray_cluster import connect
 
     ray.shutdown()
     with pytest.raises(UsageError, match="on a node of the cluster"):
