@@ -16,6 +16,7 @@ from attribench.computing.progress import Progress, silent_progress
 from attribench.data import ImageSet, to_unit_range
 from attribench.diffusion.inputs import ModelInputs, PixelInputs
 from attribench.errors import AccessError, AttribenchError, DataError, UsageError
+from attribench.store.parts import Distribute
 from attribench.store.shared import SharedStore
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class AttributionContext:
             :meth:`shared_store`.
         retrained: models retrained on subsets; use :meth:`retrained_models`.
         inputs: how images enter the model: the space that noise is added in, and what the network is told beside.
+        distribute: has independent parts of the method's work done on other machines; None where there are none.
     """
 
     train: ImageSet
@@ -218,6 +220,7 @@ class AttributionContext:
     shared: SharedStore | None = None
     retrained: RetrainedModels | None = None
     inputs: ModelInputs = field(default_factory=PixelInputs)
+    distribute: Distribute | None = None
 
     @property
     def train_images(self) -> Tensor:
@@ -331,6 +334,14 @@ class AttributionMethod(ABC):
         before :meth:`prepare`; :meth:`attribute` is never called with queries that it gives a reason for.
         """
         return None
+
+    @property
+    def distributes(self) -> bool:
+        """Whether :meth:`attribute` has its work done by the context's ``distribute``. Asked after :meth:`prepare`. Optional.
+
+        If not, and there are other machines, these are given whole pieces of the queries.
+        """
+        return False
 
     @classmethod
     def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attribench.computing.precision import float64_device
 from attribench.diffusion.parameters import choose, trainable
 from attribench.errors import AttribenchError
+from attribench.gradients.distributed import provide_features
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
 from attribench.gradients.needs import PIECE, block_bytes, products_seconds, total
@@ -85,6 +86,7 @@ class DataInf(AttributionMethod):
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and each layer's λ."""
         model = context.target_model()
+        provide_features(context, self._options, model)
         train = GradientFeatures(context, self._options).of(model, context.train)
         device = float64_device(context.device)
         self._curvature = _Curvature.of(train, layer_slices(choose(model, self._options.layers)), self._damping, device)

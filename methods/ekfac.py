@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attribench.computing.precision import float64_device
 from attribench.errors import AttribenchError
+from attribench.gradients.distributed import provide_features
 from attribench.gradients.ekfac import Curvature, LayerCurvature, precondition
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
@@ -90,6 +91,7 @@ class EKFAC(AttributionMethod):
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and the curvature."""
         model = context.target_model()
+        provide_features(context, self._train, model)
         features = GradientFeatures(context, self._train).of(model, context.train)
         self._prepared = features, Curvature(context, self._train).layers(model, context.train)
 

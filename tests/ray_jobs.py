@@ -102,3 +102,13 @@ def write(log: str, **entry: object) -> None:
 def lines(log: str) -> list[dict[str, float]]:
     path = Path(log)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class FakeTask:
+    """A bar that counts."""
+
+    def __init__(self) -> None:
+        self.done = 0.0
+
+    def advance(self, amount: float = 1.0) -> None:
+        self.done += amount

@@ -30,6 +30,7 @@ from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext, Needs, Queries
 from attribench.store.artifacts import Artifact, Spec, Staging
 from attribench.store.code import ROOT, class_hash, source_hash
+from attribench.store.files import canonical
 
 _KIND = "gradients"
 
@@ -71,6 +72,9 @@ class GradientFeatures:
         AccessError: the method declared ``Access.DATA``.
     """
 
+    #: Of their artifacts, in the shared store.
+    KIND = _KIND
+
     def __init__(self, context: AttributionContext, options: FeatureOptions) -> None:
         self._context, self._options = context, options
         self._shared = context.shared_store()
@@ -87,7 +91,7 @@ class GradientFeatures:
             AttribenchError: they do not fit into memory or on the disk; nothing has been computed then.
         """
         model = choose(model, self._options.layers)
-        plan = self._plan(model, images)
+        plan = self.plan(model, images)
         if plan.missing:
             reason = self._shortage([plan])
             if reason is not None:
@@ -111,7 +115,7 @@ class GradientFeatures:
         context = self._context
         parts = []
         for model in self._models(checkpoints):
-            plan = self._plan(model, images)
+            plan = self.plan(model, images)
             trial = plan.trial(context, self._options) if plan.missing or num_queries else 0.0
             missing = [len(part.images) * len(part.terms) for part in plan.missing]
             terms = sum(len(stage) for stage in self._options.stages)
@@ -128,7 +132,7 @@ class GradientFeatures:
 
     def trial(self, model: nn.Module, images: ImageSet) -> float:
         """Seconds that the gradient of one image at one timestep and draw takes, found out with a few."""
-        return self._plan(choose(model, self._options.layers), images).trial(self._context, self._options)
+        return self.plan(choose(model, self._options.layers), images).trial(self._context, self._options)
 
     def layout(self, images: ImageSet, checkpoints: bool = False) -> tuple[int, int]:
         """The length of a feature, and how many images' are stored together.
@@ -141,7 +145,7 @@ class GradientFeatures:
 
     def left_over(self, images: ImageSet, checkpoints: bool = False) -> int:
         """Bytes that stay in use after features were made, see :meth:`attribench.gradients.plan.Plan.left_over`."""
-        plan = self._plan(self._first_model(checkpoints), images)
+        plan = self.plan(self._first_model(checkpoints), images)
         return plan.left_over(max(len(chunk[0].images) for chunk in plan.chunks))
 
     def _first_model(self, checkpoints: bool) -> nn.Module:
@@ -168,7 +172,7 @@ class GradientFeatures:
                     reason = self._surely_lacking(model, images)
                     if reason is not None:
                         return reason
-                plans.append(self._plan(model, images))
+                plans.append(self.plan(model, images))
             return self._shortage(plans)
         except AttribenchError as error:
             return str(error)
@@ -206,7 +210,8 @@ class GradientFeatures:
             budget = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cpu"])
         return _Layout(example, projection, length, max(1, min(_LARGEST_CHUNK, budget // (4 * length))))
 
-    def _plan(self, model: nn.Module, images: ImageSet | Queries) -> Plan:
+    def plan(self, model: nn.Module, images: ImageSet | Queries) -> Plan:
+        """What is to be computed of the features of ``images``, and what of it is not in the store."""
         device, options = self._context.device, self._options
         images = self._context.inputs.seen(images)
         layout = self._layout(model, images)
@@ -266,6 +271,15 @@ class GradientFeatures:
             staging.note(peak_bytes=cost.peak_bytes)
 
         return build
+
+    def make(self, model: nn.Module, images: ImageSet, spec: Spec, staging: Staging, task: Task) -> bool:
+        """Write the payload of one missing part of a plan that was made anywhere; False: it is of another model or device."""
+        plan = self.plan(model, images)
+        for part in plan.missing:
+            if canonical(part.spec) == canonical(spec):
+                self._builder(plan, part, task)(staging)
+                return True
+        return False
 
     def _shortage(self, plans: Sequence[Plan]) -> str | None:
         plans = [plan for plan in plans if plan.missing]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attribench.computing.similarity import Kind, similarity
 from attribench.errors import AttribenchError
+from attribench.gradients.distributed import provide_features
 from attribench.gradients.feature_set import FeatureSet
 from attribench.gradients.features import GradientFeatures
 from attribench.gradients.inner_products import kept_bytes
@@ -106,7 +107,9 @@ class KernelMethod(AttributionMethod):
 
     def prepare(self, context: AttributionContext) -> None:
         """Compute the train images' gradients, unless another method has, and factorise their kernel."""
-        features = GradientFeatures(context, self._options).of(context.target_model(), context.train)
+        model = context.target_model()
+        provide_features(context, self._options, model)
+        features = GradientFeatures(context, self._options).of(model, context.train)
         self._ridge = Ridge(features, self._regularization, context.device)
 
     def attribute(self, queries: Queries) -> Tensor:
@@ -178,6 +181,7 @@ class SimilarityMethod(AttributionMethod):
         """Compute the train images' gradients at every model, unless another method has."""
         features = GradientFeatures(context, self._options)
         for model in self._models(context):
+            provide_features(context, self._options, model)
             features.of(model, context.train)
 
     def attribute(self, queries: Queries) -> Tensor:

@@ -376,6 +376,16 @@ class ArtifactStore:
             self._verified.add(folder)
         return artifact
 
+    def discard(self, kind: str, spec: Spec) -> None:
+        """Remove an artifact that is of no more use."""
+        folder = self.root / (self.namespace + kind) / self.key(spec)
+        gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        with contextlib.suppress(OSError):  # it is not there, or another process was quicker
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        self._verified.discard(folder)
+        self.used.pop(f"{self.namespace}{kind}/{folder.name}", None)
+
     def set_aside(self, folder: Path, damage: str) -> None:
         """Move a damaged folder of this store to ``<root>/.set-aside`` and report what is wrong with it."""
         name = "-".join(folder.relative_to(self.root).parts).lstrip(".")

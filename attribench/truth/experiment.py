@@ -20,12 +20,14 @@ from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.store.parts import Part
 from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
+from attribench.truth.part_jobs import PartJob
 from attribench.truth.pretraining import planned_base, provide_base
 from attribench.truth.subsets import subset_masks
 
@@ -254,6 +256,16 @@ class Experiment:
         if missing:
             make_executor(missing, self.store, self.runtime, self.progress).run(missing, task)
 
+    def distribute(self, parts: Sequence[Part], description: str) -> list[Artifact]:
+        """Do independent parts of a method's work; see :class:`attribench.store.parts.Distribute`."""
+        jobs = [PartJob(part) for part in parts]
+        with self.progress.task(description, sum(job.cost for job in jobs)) as task:
+            self.run_jobs(task, jobs)
+        found = [job.find(self.store) for job in jobs]
+        if None in found:
+            raise ArtifactError(f"The {jobs[found.index(None)].name} are missing; run the same command again.")
+        return [artifact for artifact in found if artifact is not None]
+
     def query_images(self, name: str, task: Task | None = None) -> ImageSet:
         """The images of a query set, with their ids.
 
@@ -329,6 +341,15 @@ class TargetModels:
 
     def __init__(self, store: ArtifactStore, target: TrainJob) -> None:
         self._store, self._target = store, target
+
+    @property
+    def inputs(self) -> list[tuple[str, Spec]]:
+        """See :class:`attribench.gradients.distributed.PortableModels`."""
+        return self._target.outcome
+
+    def at(self, store: ArtifactStore) -> TargetModels:
+        """The same from another store."""
+        return TargetModels(store, self._target)
 
     def target_model(self) -> nn.Module:
         return self._target.load(self._store)

@@ -178,6 +178,9 @@ class _Run:
             message: Message = ray.get(next(source))
         except exceptions.OutOfMemoryError as error:
             self._memory(source, " ".join(str(error).split())[:300])
+        except exceptions.RayTaskError as error:  # it did not even begin: its arguments cannot be read there, say
+            said = " ".join(str(error).split())[-300:]
+            raise AttribenchError(f"The {self._jobs[number].name} could not begin on its node: {said}") from error
         except (exceptions.RayError, StopIteration) as error:  # its worker, or its node, is gone
             self._death(source, error)
         else:

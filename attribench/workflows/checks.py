@@ -15,7 +15,8 @@ from attribench.records.lds import row_name
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
 from attribench.truth.experiment import Experiment
-from attribench.workflows.scoring import access_of, make_context, reason_to_skip, require
+from attribench.workflows.pieces import access_of
+from attribench.workflows.scoring import make_context, reason_to_skip, require
 
 Method = tuple[MethodConfig, AttributionMethod]
 

@@ -28,7 +28,7 @@ from attribench.store.artifacts import ArtifactStore
 from attribench.store.files import canonical, digest_text
 from attribench.store.shared import SharedStore
 from attribench.workflows.decoys import DecoyRequest, Pool
-from attribench.workflows.scoring import access_of
+from attribench.workflows.pieces import access_of
 
 #: Root of the noise; the seed of the benchmark's target model.
 _SEED = 42

@@ -6,26 +6,25 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attribench.computing.cost import measure
-from attribench.computing.device import resolve_device
 from attribench.configuration.resolution import MethodConfig
-from attribench.diffusion.noise import NoiseSchedule
-from attribench.errors import AttribenchError, UsageError
-from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, score, start
+from attribench.data import ImageSet
+from attribench.errors import UsageError
+from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, start
 from attribench.records.lds import CostRecord, row_name
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.store.code import method_hash
 from attribench.store.json_values import json_value
-from attribench.store.shared import SharedStore, Usage, added
+from attribench.store.shared import added
 from attribench.truth.experiment import Experiment
 from attribench.truth.folds import given, num_folds
+from attribench.truth.jobs import save_images
+from attribench.workflows.pieces import Elsewhere, ScoreJob, access_of, context_of, measured, score_piece
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
@@ -39,18 +38,17 @@ def make_context(
     Args:
         fold: the one that a method which is given retrained models is judged on.
     """
-    access = access_of(type(method))
-    return AttributionContext(
-        train=experiment.train,
-        schedule=NoiseSchedule(),
-        device=resolve_device(experiment.runtime.accelerator),
-        seed=experiment.settings.training.seed,
-        store=experiment.store.scoped(f"methods/{config.cls.__qualname__}"),
-        access=access,
-        models=experiment.models(),
+    return context_of(
+        config.cls,
+        experiment.train,
+        experiment.store,
+        experiment.runtime,
+        experiment.settings.training.seed,
+        experiment.models(),
         progress=experiment.progress,
-        shared=SharedStore(experiment.store.scoped("shared")) if access >= Access.MODEL else None,
-        retrained=_others(experiment, fold) if access >= Access.RETRAINED else None,
+        retrained=_others(experiment, fold) if access_of(config.cls) >= Access.RETRAINED else None,
+        # In this machine's other processes it would be no quicker: methods use all of its cores or its GPU already.
+        distribute=experiment.distribute if experiment.runtime.executor == "ray" else None,
     )
 
 
@@ -69,18 +67,6 @@ def _others(experiment: Experiment, fold: int) -> RetrainedModels | None:
         return outputs[kept][:, [numbers[name] for name in queries.ids]]
 
     return RetrainedModels(experiment.masks[kept], losses)
-
-
-def access_of(cls: type[Any]) -> Access:
-    """What a method class declares.
-
-    Raises:
-        AttribenchError: it declares nothing.
-    """
-    access = getattr(cls, "access", None)
-    if not isinstance(access, Access):
-        raise AttribenchError(f"{cls.__name__} must declare `access = Access.DATA`, MODEL, CHECKPOINTS or RETRAINED.")
-    return access
 
 
 def reason_to_skip(method: AttributionMethod, context: AttributionContext) -> str | None:
@@ -133,6 +119,7 @@ class Scoring:
         context: what it may work with.
         weights: digest of the target model, for methods that look at it.
         retrained: identifies the retrained models the method is given, for methods that are given any.
+        elsewhere: has pieces scored on other machines; None: all are here.
     """
 
     @classmethod
@@ -143,7 +130,8 @@ class Scoring:
         if context.access >= Access.RETRAINED:
             return CrossFitted(experiment, method, config, context)
         target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
-        return cls(experiment.store, method, config, context, target.digest if target else None)
+        elsewhere = _on_nodes(experiment, config) if experiment.runtime.executor == "ray" else None
+        return cls(experiment.store, method, config, context, target.digest if target else None, elsewhere=elsewhere)
 
     def __init__(
         self,
@@ -153,8 +141,9 @@ class Scoring:
         context: AttributionContext,
         weights: str | None = None,
         retrained: str | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        self._store = store
+        self._store, self._elsewhere = store, elsewhere
         self._method, self._context, self._progress = method, context, context.progress
         self.name = row_name(config.name, config.changed)
         inputs = method.inputs_hash()
@@ -191,12 +180,14 @@ class Scoring:
         prepared = self._store.find("preparations", self.spec)
         if prepared is None or None in found.values():
             prepared = self._prepare()
-            total = sum(len(piece) for key, piece in pieces.items() if found[key] is None)
+            missing = {key: (self._piece_spec(piece), piece) for key, piece in pieces.items() if found[key] is None}
+            if self._elsewhere is not None and missing and not self._method.distributes:
+                self._elsewhere(list(missing.values()), self._method)
+            total = sum(len(piece) for _, piece in missing.values())
             with self._progress.task(f"{self.name}: scoring {total} queries", total) as task:
-                for key, piece in pieces.items():
-                    if found[key] is None:
-                        found[key] = self._score(piece)
-                        task.advance(len(piece))
+                for key, (spec, piece) in missing.items():
+                    found[key] = score_piece(self._store, self._method, spec, piece)
+                    task.advance(len(piece))
         artifacts = {key: artifact for key, artifact in found.items() if artifact is not None}
         self._add_up(prepared, [(artifacts[key], len(piece)) for key, piece in pieces.items()])
         return {
@@ -205,37 +196,13 @@ class Scoring:
         }
 
     def _prepare(self) -> Artifact:
-        with self._measure() as cost:
+        with measured(self._context) as cost:
             start(self._method, self._context)
 
         def build(staging: Staging) -> None:
             staging.save_json("cost", {**cost, "hardware": hardware(self._context.device), "versions": versions()})
 
         return self._store.get_or_create("preparations", self.spec, build)
-
-    def _score(self, piece: Queries) -> Artifact:
-        def build(staging: Staging) -> None:
-            with self._measure() as cost:
-                scores = score(self._method, piece)
-            staging.save_tensors("scores", {"scores": scores})
-            # Apart from the scores, whose checksum must not depend on the clock; and before them, so that none lack it.
-            self._store.get_or_create("scoring-costs", self._piece_spec(piece), lambda s: s.save_json("cost", cost))
-
-        return self._store.get_or_create("scores", self._piece_spec(piece), build)
-
-    @contextmanager
-    def _measure(self) -> Iterator[dict[str, Any]]:
-        """Yield what fills with the cost of the block: its own, and that of the shared artifacts it found."""
-        result: dict[str, Any] = {}
-        shared = self._context.shared
-        with measure(self._context.device) as cost, shared.watch() if shared else nullcontext(Usage()) as usage:
-            yield result
-        result["seconds"] = cost.seconds + usage.seconds
-        result["others_seconds"] = added(cost.others_seconds, usage.others_seconds)
-        result["compile_seconds"] = cost.compile_seconds
-        result["peak_bytes"] = max(cost.peak_bytes, usage.peak_bytes)
-        # What the method keeps for these data and options; its folder also holds that of other runs.
-        result["stored"] = {**self._context.store.used, **usage.stored}
 
     def _piece_spec(self, piece: Queries) -> Spec:
         content = self._context.inputs.seen(piece).content_hash
@@ -301,6 +268,44 @@ class CrossFitted(Scoring):
             others_share=max(shares) if len(shares) == len(costs) else None,
         )
         return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
+
+
+def _on_nodes(experiment: Experiment, config: MethodConfig) -> Elsewhere:
+    """Has pieces scored by the experiment's executor."""
+    sees_model = access_of(config.cls) >= Access.MODEL
+    store, train = experiment.store, experiment.train
+
+    def score_there(pieces: list[tuple[Spec, Queries]], method: AttributionMethod) -> None:
+        context, jobs = method.context, []
+        read = {**context.store.used, **(context.shared.store.used if context.shared else {})}
+        found = (store.find_key(*name.rsplit("/", 1)) for name in read)
+        prepared = tuple((artifact.kind, artifact.spec) for artifact in found if artifact is not None)
+        needs = method.needs(context, max(len(piece) for _, piece in pieces))
+        save_images(store, train)
+        for spec, piece in pieces:
+            images = ImageSet(piece.images, piece.ids, piece.labels)
+            save_images(store, images)
+            jobs.append(
+                ScoreJob(
+                    method=config,
+                    train=train.content_hash,
+                    queries=images.content_hash,
+                    query_set=piece.name,
+                    sampling=piece.sampling,
+                    target=experiment.target if sees_model else None,
+                    seed=context.seed,
+                    spec=spec,
+                    prepared=prepared,
+                    memory_needed=needs.memory if needs else 0,
+                    image_bytes=train.images.nbytes + piece.images.nbytes,
+                    num_queries=len(piece),
+                )
+            )
+        total = sum(len(piece) for _, piece in pieces)
+        with experiment.progress.task(f"{config.name}: scoring {total} queries on all nodes", total) as task:
+            experiment.run_jobs(task, jobs)
+
+    return score_there
 
 
 def of_all_folds(scores: Tensor) -> Tensor:

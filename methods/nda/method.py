@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from attribench.methods.nda.scorers import ENGINES, FastScorer, PatchScorer
 from attribench.methods.nda.search import TIMESTEPS, search_per_timestep
 from attribench.methods.nda.task import PatchTask
 from attribench.registry import register_method
+
+if TYPE_CHECKING:
+    from attribench.methods.nda.distributed import DistributedScorer
 
 T = TypeVar("T", int, float)
 
@@ -94,6 +97,7 @@ class NDA(AttributionMethod):
         self._top_k, self._noise_draws, self._flips, self._engine = top_k, noise_draws, flips, engine
         self._device = torch.device("cpu")
         self._scorer: PatchScorer | None = None
+        self._distributed: DistributedScorer | None = None
 
     @classmethod
     def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +107,18 @@ class NDA(AttributionMethod):
     def prepare(self, context: AttributionContext) -> None:
         """Give the train images to the engine."""
         self._device = float64_device(context.device)  # which sums over patches need
-        self._scorer = ENGINES[self._engine](self._compared(context.train_images), self._device)
+        compared = self._compared(context.train_images)
+        self._scorer = ENGINES[self._engine](compared, self._device)
+        if context.distribute is not None and self._engine == "fast":
+            from attribench.methods.nda.distributed import DistributedScorer
+
+            if DistributedScorer.fits(compared):
+                self._distributed = DistributedScorer(compared, context.store, context.distribute, self._device)
+
+    @property
+    def distributes(self) -> bool:
+        """Where there are so many train images that they are read twice."""
+        return self._distributed is not None
 
     def attribute(self, queries: Queries) -> Tensor:
         """Return float32 scores ``(num_queries, num_train)``, nonnegative; see the class."""
@@ -121,8 +136,12 @@ class NDA(AttributionMethod):
             for begin in range(0, len(images), together):
                 part = images[begin : begin + together]
                 tasks = [task for image in part for task in self._tasks(image)]
-                saved = SavedState.of(self.context.store, tasks, self.context.train, flips=self._flips)
-                found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query / copies), saved)
+                if self._distributed is None:
+                    saved = SavedState.of(self.context.store, tasks, self.context.train, flips=self._flips)
+                    found = self._scorer(tasks, lambda done: progress.advance(done / tasks_per_query / copies), saved)
+                else:
+                    found = self._distributed(tasks)
+                    progress.advance(len(part) * num_train)
                 found = found.reshape(len(part), tasks_per_query, copies, num_train).sum(dim=2)
                 # Term by term: a matrix product's last bits would depend on where an image stands.
                 total = torch.zeros(len(part), num_train, dtype=torch.float64)

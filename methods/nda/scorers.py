@@ -58,7 +58,7 @@ class FastScorer:
 
     def __init__(self, train: Tensor, device: torch.device) -> None:
         self._train = train
-        self._engine = _engine(device)
+        self._engine = make_engine(device)
         self._normalisers: dict[str, Normaliser] = {}
 
     def __call__(self, tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
@@ -95,7 +95,8 @@ class FastScorer:
         return [found.get(task.digest) or self._normalisers[task.digest] for task in tasks]
 
 
-def _engine(device: torch.device) -> PartialEngine:
+def make_engine(device: torch.device) -> PartialEngine:
+    """The fast engine for a device."""
     from attribench.methods.nda.engine.compiled import Engine, warm_up
     from attribench.methods.nda.engine.torch_engine import TorchEngine
 

@@ -183,7 +183,7 @@ def test_stored_features_are_projected_means(tmp_path: Path) -> None:
     gradients = torch.stack(
         [torch.stack([m.gradient((m.predicted - m.noise).square().mean()) for m in own]).mean(0) for own in moments_of]
     )
-    plan = GradientFeatures(context, FeatureOptions("loss", 3, "factored", 100))._plan(model, train)
+    plan = GradientFeatures(context, FeatureOptions("loss", 3, "factored", 100)).plan(model, train)
     assert isinstance(plan.projection, FactoredProjection)
     expected = gradients @ explicit(model, plan.projection).T
     assert (first - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -198,7 +198,7 @@ def test_it_needs_less_memory_than_gradients(tmp_path: Path) -> None:
 
     def needed(projection: str) -> int:
         options = FeatureOptions("loss", 1, projection, 30)  # type: ignore[arg-type]
-        plan = GradientFeatures(context, options)._plan(context.target_model(), context.train)
+        plan = GradientFeatures(context, options).plan(context.target_model(), context.train)
         plan.__dict__["row_bytes"] = 1
         return plan.memory()
 

@@ -287,7 +287,7 @@ def test_gradients_that_are_normalised_need_more_memory(make_context: MakeContex
 
     def needed(normalized: bool, row_bytes: int | None) -> int:
         options = FeatureOptions("mean", 10, "identity", normalized=normalized)
-        plan = GradientFeatures(context, options)._plan(context.target_model(), context.train)
+        plan = GradientFeatures(context, options).plan(context.target_model(), context.train)
         plan.__dict__["row_bytes"] = row_bytes
         return plan.memory()
 
@@ -384,7 +384,7 @@ def test_gradients_far_too_large_are_refused_before_the_store_is_searched(
 
     monkeypatch.setattr(features, "_CHUNK_BYTES", 4 * size)
     with monkeypatch.context() as patch:
-        patch.setattr(GradientFeatures, "_plan", never)
+        patch.setattr(GradientFeatures, "plan", never)
         needed = (5000 - 1) * (4 * size + 4096)  # one artifact there is, which may be of one of these
         patch.setattr(budget.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 1}))
         assert f"({needed} bytes) on disk" in (asked.refusal(many) or "")

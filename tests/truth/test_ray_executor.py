@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray_cluster import cluster, ray
 from ray_jobs import Square, lines
 
@@ -146,22 +147,30 @@ def test_a_job_that_somebody_else_is_at_is_put_off(address: str, tmp_path: Path,
 
 
 def test_the_record_is_that_of_local_bit_for_bit(address: str, tmp_path: Path) -> None:
-    """Over a shared folder, and where Ray carries everything."""
-    records, stored = [], []
+    """Over a shared folder, and where Ray carries everything: a method that sees images, and one that sees the model."""
+    records, stored, scores = [], [], []
     on_ray = ["--executor", "ray", "--ray.address", address]
     ways = {"local": ["--workers", "1"], "ray": on_ray, "carried": [*on_ray, "--ray.carry", "true"]}
     for name, options in ways.items():
         place = ["--workdir", str(tmp_path / name), "--results", str(tmp_path / f"{name}-results")]
-        assert main(["run", "--method", "nda", *SMOKE, *options, *place]) == 0
+        assert main(["run", "--method", "nda,dtrak", *SMOKE, *options, *place]) == 0
         records.append(record(tmp_path / f"{name}-results"))
-        kinds = ("models", "losses", "generated", "scores")
+        kinds = ("models", "losses", "generated")
         stored.append({a.key: a.digest for a in ArtifactStore(tmp_path / name).artifacts() if a.kind in kinds})
+        kept = ArtifactStore(tmp_path / name)
+        found = [a for a in kept.artifacts() if a.kind == "scores"]
+        scores.append({a.key: a.load_tensors("scores")["scores"] for a in found})
+        assert len(found) == 4
     assert records[0] == records[1] == records[2]
     assert stored[0] == stored[1] == stored[2]
-    assert len(stored[0]) > 14
+    assert len(stored[0]) == 14
+    for key, expected in scores[0].items():
+        for others in scores[1:]:  # gradients are added up by as many threads as a process has
+            assert torch.allclose(others[key], expected, rtol=1e-4, atol=1e-6 * expected.abs().max())
     for name in ("ray", "carried"):
-        entries = [entry for entry in Journal(tmp_path / name).entries() if entry.kind in ("models", "losses")]
-        assert len(entries) == len({entry.key for entry in entries}) == 13
+        kinds = ("models", "losses", "scores")
+        entries = [entry for entry in Journal(tmp_path / name).entries() if entry.kind in kinds]
+        assert len(entries) == len({(entry.kind, entry.key) for entry in entries}) == 17
         assert all(entry.doer.endswith("(Ray)") and entry.attempt == 1 for entry in entries)
 
 

@@ -18,6 +18,16 @@ from attribench.methods.nda.task import PatchTask
 
 SHARD_SIZE = 1024
 MEMORY_LIMIT = 256 * 2**20
+#: What so many shards weigh is added up by itself, and then to what those before weigh: several machines can add up a
+#: group each, and come to the same bits.
+GROUP = 16
+#: More train images than this are read twice, whatever the task: then all groups can be done at the same time.
+_READ_ONCE = 2**16
+
+
+def reads_twice(num_train: int) -> bool:
+    """Whether so many train images are read twice whatever the task."""
+    return num_train > _READ_ONCE
 
 
 class PartialEngine(Protocol):
@@ -42,7 +52,9 @@ class StreamState:
         tasks: how many there are in the batch in progress.
         normalising: whether the first of two passes is in progress.
         shard: index of the next shard to read in this pass.
-        normalisers: of the shards read, a task of the batch each.
+        normalisers: of the shards read, a task of the batch each; in the first of two passes, of the complete groups of them.
+        group: in the first of two passes, of the shards read in the group in progress.
+        first: in the first of two passes, of the first shard: what later ones are compared with to dismiss candidates early.
         blocks: top-k sums of the shards read, a task of the batch each.
         pairs: how many (task, train image) pairs are done.
         finished: of all train images, by the task's row in the scores; of the tasks done since the state was made or read.
@@ -54,6 +66,8 @@ class StreamState:
     normalising: bool = False
     shard: int = 0
     normalisers: list[Normaliser] = field(default_factory=list)
+    group: list[Normaliser] = field(default_factory=list)
+    first: list[Normaliser] = field(default_factory=list)
     blocks: list[tuple[Block, ...]] = field(default_factory=list)
     pairs: float = 0.0
     finished: dict[int, Normaliser] = field(default_factory=dict)
@@ -65,6 +79,9 @@ class StreamState:
             "progress": np.array([self.task, self.tasks, self.normalising, self.shard], np.int64),
             "pairs": np.array(self.pairs),
         }
+        for name, found in (("group", self.group), ("first", self.first)):
+            for i, normaliser in enumerate(found):
+                result |= {f"{name}/{i}/peak": normaliser.peak, f"{name}/{i}/log_total": normaliser.log_total}
         for i, normaliser in enumerate(self.normalisers):
             result |= {f"{i}/peak": normaliser.peak, f"{i}/log_total": normaliser.log_total}
             for j, block in enumerate(self.blocks[i]):
@@ -83,6 +100,9 @@ class StreamState:
             while (j := f"{i}/{len(blocks)}") + "/sums" in arrays:
                 blocks.append(Block(int(arrays[f"{j}/start"]), arrays[f"{j}/sums"], arrays[f"{j}/peak"]))
             state.blocks.append(tuple(blocks))
+        for name, found in (("group", state.group), ("first", state.first)):
+            while (i := f"{name}/{len(found)}") + "/peak" in arrays:
+                found.append(Normaliser(arrays[f"{i}/peak"], arrays[f"{i}/log_total"]))
         return state
 
 
@@ -149,13 +169,71 @@ def normalisers(
 
     Arguments and errors are those of :func:`score_tasks`.
     """
-    found = [Normaliser.empty(task.num_positions) for task in tasks]
+    found = _empty(tasks)
     for start in range(0, len(train), max(1, shard_size)):
         shard = _layout(train, start, max(1, shard_size))
-        part = engine.normalisers(tasks, shard, found)
-        found = [a.merged(b) for a, b in zip(found, part, strict=True)]
+        found = merged(found, engine.normalisers(tasks, shard, found if start else None))
         (progress or (lambda pairs: None))(len(tasks) * len(shard))
     return found
+
+
+def group_normalisers(
+    engine: PartialEngine,
+    tasks: Sequence[PatchTask],
+    images: Tensor,
+    start: int,
+    first: Sequence[Normaliser],
+    shard_size: int,
+    progress: Callable[[float], None],
+) -> list[Normaliser]:
+    """What a group of train images weighs, as the first of two passes adds it up.
+
+    Args:
+        images: uint8 ``(num_images, C, H, W)``.
+        start: which train image the first of them is.
+        first: of the first shard of all.
+    """
+    found = _empty(tasks)
+    for begin in range(0, len(images), shard_size):
+        shard = _layout(images, begin, shard_size)
+        found = merged(found, engine.normalisers(tasks, shard, first if start + begin else None))
+        progress(len(tasks) * len(shard))
+    return found
+
+
+def group_scores(
+    engine: PartialEngine,
+    tasks: Sequence[PatchTask],
+    images: Tensor,
+    start: int,
+    total: Sequence[Normaliser],
+    shard_size: int,
+    progress: Callable[[float], None],
+) -> NDArray[np.float64]:
+    """A group's scores ``(num_tasks, num_images)``, as the second of two passes computes them.
+
+    Args:
+        total: of all train images.
+    """
+    scores = np.zeros((len(tasks), len(images)))
+    for begin in range(0, len(images), shard_size):
+        shard = _layout(images, begin, shard_size)
+        for row, partial, normaliser in zip(
+            scores, engine.partials(tasks, shard, start + begin, total), total, strict=True
+        ):
+            for block in partial.blocks:
+                row[block.start - start : block.stop - start] = block.scores(normaliser).numpy()
+        progress(len(tasks) * len(shard))
+    return scores
+
+
+def merged(some: Sequence[Normaliser], more: Sequence[Normaliser]) -> list[Normaliser]:
+    """Of the candidates of both, task by task."""
+    return [a.merged(b) for a, b in zip(some, more, strict=True)]
+
+
+def _empty(tasks: Sequence[PatchTask]) -> list[Normaliser]:
+    return [Normaliser.empty(task.num_positions) for task in tasks]
 
 
 def _layout(train: Tensor | NDArray[np.uint8], start: int, size: int) -> TrainLayout:
@@ -185,10 +263,12 @@ class _Run:
         shards = -(-len(self.train) // self.shard_size)
         if state.normalising:
             while state.shard < shards:
-                part = self.engine.normalisers(batch, self._shard(), state.normalisers)
-                merged = [a.merged(b) for a, b in zip(state.normalisers, part, strict=True)]
-                self._advance(len(batch), merged, state.blocks, two_passes)
-            state.normalising, state.shard = False, 0
+                part = self.engine.normalisers(batch, self._shard(), state.first or None)
+                group, total = merged(state.group, part), state.normalisers
+                if (state.shard + 1) % GROUP == 0 or state.shard + 1 == shards:
+                    group, total = _empty(batch), merged(total, group)
+                self._advance(len(batch), total, state.blocks, two_passes, group, state.first or part)
+            state.normalising, state.shard, state.first, state.group = False, 0, [], []
         while state.shard < shards:
             start = state.shard * self.shard_size
             partials = self.engine.partials(batch, self._shard(), start, state.normalisers)
@@ -197,22 +277,31 @@ class _Run:
                     self._score(state.task + i, partial.blocks, state.normalisers[i])
                 self._advance(len(batch), state.normalisers, state.blocks, two_passes)
             else:
-                merged = [a.merged(b.normaliser) for a, b in zip(state.normalisers, partials, strict=True)]
+                total = merged(state.normalisers, [partial.normaliser for partial in partials])
                 blocks = [old + new.blocks for old, new in zip(state.blocks, partials, strict=True)]
-                self._advance(len(batch), merged, blocks, two_passes)
+                self._advance(len(batch), total, blocks, two_passes)
         for i, (parts, normaliser) in enumerate(zip(state.blocks, state.normalisers, strict=True)):
             self._score(state.task + i, parts, normaliser)
             state.finished[self.rows[state.task + i]] = normaliser
         state.task, state.tasks = state.task + len(batch), 0
 
     def _advance(
-        self, tasks: int, normalisers: list[Normaliser], blocks: list[tuple[Block, ...]], two_passes: bool
+        self,
+        tasks: int,
+        normalisers: list[Normaliser],
+        blocks: list[tuple[Block, ...]],
+        two_passes: bool,
+        group: Sequence[Normaliser] = (),
+        first: Sequence[Normaliser] = (),
     ) -> None:
         """A shard is done. One statement changes the state, so that Ctrl-C finds it as it was before, or after."""
         state = self.state
         pairs = tasks * self._shard_length(state.shard) / (2 if two_passes else 1)
         done, shard = state.pairs + pairs, state.shard + 1
-        state.normalisers, state.blocks, state.pairs, state.shard = normalisers, blocks, done, shard
+        known = list(group), list(first)
+        state.normalisers, state.blocks, state.pairs, state.shard, (state.group, state.first) = (
+            normalisers, blocks, done, shard, known,
+        )  # fmt: skip
         self.progress(pairs)
         self.after_shard(state)
 
@@ -225,13 +314,13 @@ class _Run:
                 break
             count += 1
         batch = self.tasks[state.task : state.task + count]
-        state.normalisers = [Normaliser.empty(task.num_positions) for task in batch]
+        state.normalisers, state.group, state.first = _empty(batch), _empty(batch), []
         state.blocks = [() for _ in batch]
         state.normalising, state.shard, state.tasks = twice, 0, count
 
     def _two_passes(self, task: int) -> bool:
-        """Whether the top-k sums of all train images are too large to keep."""
-        return 4 * len(self.train) * self.tasks[task].num_positions > self.memory_limit
+        """Whether there are many train images, or their top-k sums are too large to keep."""
+        return reads_twice(len(self.train)) or 4 * len(self.train) * self.tasks[task].num_positions > self.memory_limit
 
     def _shard(self) -> TrainLayout:
         return _layout(self.train, self.state.shard * self.shard_size, self.shard_size)
