@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.parameters import trainable
 from attribench.diffusion.pretrained import load_model
 from attribench.errors import ModelError
-from attribench.gradients.features import model_digest
 
 NOISY = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
