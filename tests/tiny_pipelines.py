@@ -1,4 +1,4 @@
-"""Pipelines in the layout of Stable Diffusion, of a few kilobytes, and LoRAs of them: what diffusers' own tests are made with."""
+"""Pipelines in the layout of Stable Diffusion, of a few kilobytes, as diffusers' own tests build them; and LoRAs of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -46,11 +46,14 @@ def autoencoder(**options: Any) -> AutoencoderKL:
     return AutoencoderKL(**{**sizes, **options})
 
 
-def pipeline(folder: Path, seed: int = 0, scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
+def pipeline(
+    folder: Path, seed: int = 0, scheduler: Any = None, scaling: float = 0.18215, **options: Any
+) -> StableDiffusionPipeline:
     """Images of 16×16, latents of 4×8×8.
 
     Args:
         folder: for the tokenizer's files.
+        scaling: the autoencoder's factor; 6 makes latents of variance 1 of what an autoencoder gives that nobody trained.
         options: of the denoiser.
     """
     torch.manual_seed(seed)
@@ -59,11 +62,12 @@ def pipeline(folder: Path, seed: int = 0, scheduler: Any = None, **options: Any)
         num_hidden_layers=2, vocab_size=54, max_position_embeddings=LENGTH,
     )  # fmt: skip
     made = StableDiffusionPipeline(
-        vae=autoencoder(),
+        vae=autoencoder(scaling_factor=scaling),
         text_encoder=CLIPTextModel(config),
         tokenizer=tokenizer(folder / "made-tokenizer"),
         unet=unet(**options),
-        scheduler=scheduler or PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+        scheduler=scheduler
+        or PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -84,7 +88,11 @@ TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 def adapt(network: nn.Module, rank: int = 2, alpha: int = 4, targets: list[str] = TARGETS, seed: int = 1) -> nn.Module:
     """Put a LoRA with random weights into a network of diffusers or transformers, which is changed."""
     network.requires_grad_(False)
-    network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))  # type: ignore[operator]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+    if isinstance(network, UNet2DConditionModel):
+        network.add_adapter(config)  # as diffusers' training scripts do
+    else:
+        inject_adapter_in_model(config, network)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in network.named_parameters():

@@ -35,23 +35,24 @@ class ImageSet:
     """Images with the names they keep for ever.
 
     Args:
-        images: uint8 ``(num_images, channels, height, width)``; or float32, what stands for them in a space that a model works
-            in.
+        images: uint8 ``(num_images, channels, height, width)``, or float32 latents.
         ids: one stable, unique name an image (``"train/cat/001.png"``, ``"cifar10-train-17"``). Noise is a function of it.
         labels: int64 ``(num_images,)``, or None when the data has no classes.
         captions: one an image, None for an image without; or None when the data has no captions.
+        latent: whether ``images`` are latents, which a model works on, in place of pixels.
     """
 
     images: Tensor
     ids: tuple[str, ...]
     labels: Tensor | None = None
     captions: tuple[str | None, ...] | None = None
+    latent: bool = False
 
     def __post_init__(self) -> None:
-        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
-            raise DataError(
-                f"Images must be uint8 or float32 (N, C, H, W); got {self.images.dtype} {tuple(self.images.shape)}."
-            )
+        kind = torch.float32 if self.latent else torch.uint8
+        if self.images.dtype != kind or self.images.ndim != 4:
+            what, name = ("Latents", "float32") if self.latent else ("Images", "uint8")
+            raise DataError(f"{what} must be {name} (N, C, H, W); got {self.images.dtype} {tuple(self.images.shape)}.")
         if len(self.ids) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.ids)} ids.")
         if len(set(self.ids)) != len(self.ids):
@@ -67,7 +68,8 @@ class ImageSet:
     def __getitem__(self, index: slice) -> ImageSet:
         """Some images that lie side by side; pixels are not copied."""
         labels = None if self.labels is None else self.labels[index]
-        return ImageSet(self.images[index], self.ids[index], labels, self.captions and self.captions[index])
+        captions = self.captions and self.captions[index]
+        return ImageSet(self.images[index], self.ids[index], labels, captions, self.latent)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -76,8 +78,8 @@ class ImageSet:
         return channels, height, width
 
     def unit_range(self) -> Tensor:
-        """Pixels as float32 in [-1, 1], ``(N, C, H, W)``; what is float32 already as it is."""
-        return to_unit_range(self.images) if self.images.dtype == torch.uint8 else self.images
+        """Pixels as float32 in [-1, 1], ``(N, C, H, W)``; latents as they are."""
+        return self.images if self.latent else to_unit_range(self.images)
 
     def select(self, indices: Sequence[int]) -> ImageSet:
         """The images at ``indices``, in that order."""
@@ -87,6 +89,7 @@ class ImageSet:
             ids=tuple(self.ids[i] for i in index.tolist()),
             labels=None if self.labels is None else self.labels[index],
             captions=self.captions and tuple(self.captions[i] for i in index.tolist()),
+            latent=self.latent,
         )
 
     @cached_property

@@ -40,6 +40,8 @@ def _is_plain(value: object) -> bool:
     """Whether it is a number or text, or a sequence or mapping of these, whose text is what it is."""
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    if isinstance(value, dict):  # such as the factors by which LoRAs count
+    if (
+        type(value) is dict
+    ):  # such as the factors by which LoRAs count; diffusers' configurations are counted by themselves
         return all(map(_is_plain, (*value.keys(), *value.values())))
     return value is None or isinstance(value, bool | int | float | str)

@@ -18,7 +18,7 @@ class Images(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """uint8 ``(N, C, H, W)``, or float32 in the model's own space."""
+        """uint8 ``(N, C, H, W)``, or float32 latents."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -31,6 +31,10 @@ class Images(Protocol):
     @property
     def captions(self) -> tuple[str | None, ...] | None:
         """One an image, None for one without; or None."""
+
+    @property
+    def latent(self) -> bool:
+        """Whether these are latents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +100,7 @@ class PixelInputs:
         Raises:
             DataError: there are no labels, or one is no class of the network.
         """
-        if not self.num_classes:
-            return ImageSet(images.images, images.ids)
-        if images.labels is None:
-            raise DataError(
-                f"The model knows {self.num_classes} classes, and these images have none: put them into one subfolder a "
-                "class, or give labels."
-            )
-        low, high = (int(value) for value in torch.aminmax(images.labels))
-        if low < 0 or high >= self.num_classes:
-            wrong = low if low < 0 else high
-            raise DataError(f"There is no class {wrong}: the model knows {self.num_classes} classes, numbered from 0.")
-        return ImageSet(images.images, images.ids, images.labels)
+        return ImageSet(images.images, images.ids, known_labels(images.labels, self.num_classes))
 
     def clean(self, images: ImageSet) -> Tensor:
         """The pixels as they are."""
@@ -147,12 +140,11 @@ class LatentInputs:
         Raises:
             DataError: these are pixels; some have captions and some have none; or labels are missing or no class.
         """
-        if images.images.dtype == torch.uint8:
+        if not images.latent:
             raise DataError("The model works on latents, and these are pixels: they were not encoded.")
-        labels = PixelInputs(self.num_classes).seen(images).labels
-        if self.embeddings is None:
-            return ImageSet(images.images, images.ids, labels)
-        return ImageSet(images.images, images.ids, labels, all_captions(images.captions, images.ids))
+        labels = known_labels(images.labels, self.num_classes)
+        captions = None if self.embeddings is None else all_captions(images.captions, images.ids)
+        return ImageSet(images.images, images.ids, labels, captions, latent=True)
 
     def clean(self, images: ImageSet) -> Tensor:
         """The latents as they are."""
@@ -164,7 +156,7 @@ class LatentInputs:
         Raises:
             DataError: a caption was not embedded.
         """
-        told = dict(PixelInputs(self.num_classes).conditions(images))
+        told: dict[str, Tensor | Rows] = dict(PixelInputs(self.num_classes).conditions(images))
         if self.embeddings is not None:
             captions = all_captions(images.captions, images.ids)
             unknown = next((caption for caption in captions if caption not in self.captions), None)
@@ -173,6 +165,26 @@ class LatentInputs:
             index = torch.tensor([self.captions[caption] for caption in captions])
             told["encoder_hidden_states"] = Rows(self.embeddings, index)
         return told
+
+
+def known_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
+    """Labels that a network with classes knows; None for one without.
+
+    Raises:
+        DataError: there are no labels, or one is no class of the network.
+    """
+    if not num_classes:
+        return None
+    if labels is None:
+        raise DataError(
+            f"The model knows {num_classes} classes, and these images have none: put them into one subfolder a class, or give "
+            "labels."
+        )
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(f"There is no class {wrong}: the model knows {num_classes} classes, numbered from 0.")
+    return labels
 
 
 def all_captions(captions: Sequence[str | None] | None, ids: Sequence[str], what: str = "images") -> tuple[str, ...]:

@@ -158,7 +158,7 @@ class Latents:
                 artifact = self._store.get_or_create(_KIND, spec, self._builder(part))
                 found.append(artifact.load_tensors("latents")["latents"])
                 task.advance(len(part))
-        return replace(images, images=torch.cat(found))
+        return replace(images, images=torch.cat(found), latent=True)
 
     def _builder(self, part: ImageSet) -> Any:
         def build(staging: Staging) -> None:

@@ -18,7 +18,7 @@ from attribench.data.folders import Folder, same_channels
 from attribench.data.sources import folder_labels, read_source
 from attribench.diffusion.digests import model_digest
 from attribench.diffusion.foreign_files import first_line
-from attribench.diffusion.inputs import PixelInputs
+from attribench.diffusion.inputs import known_labels
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.pretrained import load_model
@@ -288,7 +288,7 @@ def _labelled(
         if of_folder[1]:
             queries = replace(queries, images=replace(queries.images, labels=asked))
     for folder in (train, queries):
-        PixelInputs(model.num_classes).seen(folder.images)
+        known_labels(folder.images.labels, model.num_classes)
     return train, queries
 
 
