@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import MutableMapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from attribench.store.code import class_hash
 
@@ -26,10 +28,29 @@ def model_digest(model: nn.Module) -> str:
         plain = [(key, value) for key, value in vars(module).items() if key not in _MODULE_STATE and _is_plain(value)]
         written = class_hash(type(module))  # type: ignore[arg-type]
         digest.update(f"{name}:{written}:{sorted(plain)}".encode())
-    for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
+    for name, value in {**dict(model.named_buffers()), **model.state_dict(keep_vars=True)}.items():
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(_content(value))
     return digest.hexdigest()
+
+
+#: Bytes from which a tensor's sum is kept: a large model's take seconds, and are asked for often.
+_LARGE = 2**20
+
+#: Of large tensors: where they lay, how often they had been changed, and their sum.
+_sums: MutableMapping[Tensor, tuple[object, bytes]] = WeakIdKeyDictionary()
+
+
+def _content(value: Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes."""
+    state = (value.data_ptr(), None if value.is_inference() else value._version)
+    known = _sums.get(value)
+    if known is not None and known[0] == state:
+        return known[1]
+    found = hashlib.sha256(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
+    if value.nbytes >= _LARGE and not value.is_inference():
+        _sums[value] = state, found
+    return found
 
 
 #: What every module has, and whether it is in training, which changes from call to call.

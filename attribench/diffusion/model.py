@@ -35,6 +35,7 @@ class DiffusionModel:
         autoencoder: makes the latents that noise is added to; None for a model of pixels. ``channels`` and ``image_size`` are
             those of the images all the same.
         text: makes what the network is told of a caption; None for one that is told no text.
+        kind: what its description says of these.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DiffusionModel:
     notes: Sequence[str] = ()
     autoencoder: Autoencoder | None = None
     text: TextEncoder | None = None
+    kind: str = ""
 
     def target_model(self) -> nn.Module:
         """The network."""
@@ -71,6 +73,4 @@ class DiffusionModel:
         what = {"epsilon": "the noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction_type]
         classes = f", {self.num_classes} classes" if self.num_classes else ""
         lora = f", {adapted:,} of them LoRA's" if adapted else ""
-        latents = f" of latents, {self.autoencoder.factor} pixels each" if self.autoencoder else ""
-        text = ", told a text" if self.text else ""
-        return f"{self.name} ({count:,} parameters{lora}, predicts {what}{latents}{classes}{text})"
+        return f"{self.name} ({count:,} parameters{lora}, predicts {what}{self.kind}{classes})"

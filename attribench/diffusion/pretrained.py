@@ -165,6 +165,7 @@ def _described(
         image_size=sides[0] and sides[0] * autoencoder.factor,
         autoencoder=autoencoder,
         text=text,
+        kind=f" of latents, {autoencoder.factor} pixels each{', told a text' if text else ''}",
     )
 
 
