@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from attribench.errors import UsageError
@@ -14,6 +15,9 @@ QUERY_SETS = ("validation", "generation")
 #: What a model can be trained with; Lightning's older names below mean the same.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 _OLDER_PRECISIONS = ("32", "bf16", "16", "64")
+
+#: The layers that LoRA is trained in unless other ones are named: attention's projections, as D-TRAK and diffusers have it.
+LORA_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -37,11 +41,13 @@ class ModelSettings:
         flip_sin_to_cos: order of sine and cosine in the time embedding.
         freq_shift: frequency shift of the time embedding.
         dropout: probability of every dropout layer.
+        base: train LoRA on this pretrained network, which says by itself how it is built: a diffusers folder, or
+            ``DATASET:PRESET``, a setting of this benchmark whose target model it is. None: train a network from scratch.
     """
 
-    block_out_channels: list[int]
-    down_block_types: list[str]
-    up_block_types: list[str]
+    block_out_channels: list[int] = field(default_factory=list)
+    down_block_types: list[str] = field(default_factory=list)
+    up_block_types: list[str] = field(default_factory=list)
     layers_per_block: int = 2
     attention_head_dim: int | None = 8
     norm_num_groups: int = 32
@@ -50,10 +56,15 @@ class ModelSettings:
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     dropout: float = 0.1
+    base: str | None = None
 
     def __post_init__(self) -> None:
+        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
+        if self.base is not None:
+            self._check_nothing_but_base()
+            return
         levels = len(self.block_out_channels)
-        _require(levels > 0, "--model.block_out_channels needs at least one level.")
+        _require(levels > 0, "--model.block_out_channels is required, one number a level; or --model.base.")
         _require(
             len(self.down_block_types) == levels == len(self.up_block_types),
             f"--model.down_block_types and --model.up_block_types need one entry for each of the {levels} levels of "
@@ -64,7 +75,22 @@ class ModelSettings:
             f"--model.block_out_channels {self.block_out_channels}: each must be a multiple of "
             f"--model.norm_num_groups {self.norm_num_groups}.",
         )
-        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
+
+    def _check_nothing_but_base(self) -> None:
+        _require(bool(self.base), "--model.base is empty: name a diffusers folder, or DATASET:PRESET.")
+        for option in fields(self):
+            default = option.default_factory() if option.default_factory is not MISSING else option.default
+            if option.name not in ("base", "dropout") and getattr(self, option.name) != default:
+                raise UsageError(f"--model.{option.name} with --model.base: the base says how the network is built.")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as records have them: where a base lies is this machine's affair, what it is called is not."""
+        if self.base is not None:
+            return {"base": Path(self.base).name, "dropout": self.dropout}
+        values = asdict(self)
+        del values["base"]  # what was made before there were any keeps its name
+        return values
 
 
 @dataclass(frozen=True)
@@ -82,6 +108,10 @@ class TrainingSettings:
         num_checkpoints: models kept of the target's training, evenly spaced, the last one included.
         precision: Lightning's: ``32-true``, ``bf16-mixed``, ``16-mixed`` (needs a GPU) or ``64-true``.
         seed: root of the training seeds; the target model's own.
+        lora_rank: rank of the LoRA that is trained on ``model.base``; 0: none, the whole network is trained.
+        lora_alpha: LoRA's α, by which it counts α / rank; none: the rank.
+        lora_modules: the layers that get a LoRA, linear ones and convolutions: their names or the ends of these, such as
+            ``conv1``, with ``*`` for any text.
     """
 
     epochs: int = 200
@@ -94,6 +124,9 @@ class TrainingSettings:
     num_checkpoints: int = 4
     precision: str = "32-true"
     seed: int = 42
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_modules: list[str] = field(default_factory=lambda: list(LORA_MODULES))
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "--training.epochs must be at least 1.")
@@ -106,6 +139,26 @@ class TrainingSettings:
             self.precision in PRECISIONS + _OLDER_PRECISIONS,
             f"--training.precision {self.precision!r} is not supported. Choose one of: {', '.join(PRECISIONS)}.",
         )
+        _require(self.lora_rank >= 0, "--training.lora_rank must be at least 1, or 0 for none.")
+        _require(self.lora_alpha is None or self.lora_alpha > 0, "--training.lora_alpha must be positive.")
+        _require(bool(self.lora_modules), "--training.lora_modules names no layer.")
+        if not self.lora_rank:
+            _require(self.lora_alpha is None, "--training.lora_alpha is of no use without --training.lora_rank.")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as records have them."""
+        values = asdict(self)
+        if self.lora_rank:
+            return {**values, "lora_alpha": self.alpha}
+        for option in ("lora_rank", "lora_alpha", "lora_modules"):  # what was made before there were any keeps its name
+            del values[option]
+        return values
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's α."""
+        return float(self.lora_rank if self.lora_alpha is None else self.lora_alpha)
 
 
 @dataclass(frozen=True)
@@ -232,6 +285,11 @@ class Settings:
     ground_truth: GroundTruthSettings = field(default_factory=GroundTruthSettings)
     counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
 
+    def __post_init__(self) -> None:
+        rank, base = self.training.lora_rank, self.model.base
+        _require(not rank or base is not None, "--training.lora_rank needs --model.base: a pretrained network.")
+        _require(bool(rank) or base is None, "--model.base needs --training.lora_rank: LoRA is what is trained on it.")
+
     @classmethod
     def of(cls, values: Mapping[str, Mapping[str, Any]]) -> Settings:
         """The settings that plain values describe, section by section.
@@ -254,7 +312,12 @@ class Settings:
 
     def without(self, section: str) -> dict[str, Any]:
         """All sections but one, as plain values: LDS has nothing to do with ``counterfactual``, nor the other way round."""
-        return {name: value for name, value in asdict(self).items() if name != section}
+        return {name: value for name, value in self.stated.items() if name != section}
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """All sections as plain values, as records have them."""
+        return {**asdict(self), "model": self.model.stated, "training": self.training.stated}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
@@ -18,6 +20,9 @@ class Digits(AttributionDataModule):
         num_train: how many train images to choose.
         num_queries: how many validation queries to choose from the rest.
     """
+
+    #: The digits in use; None: all.
+    classes: ClassVar[tuple[int, ...] | None] = None
 
     licence = "CC BY 4.0, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository"
 
@@ -47,6 +52,8 @@ class Digits(AttributionDataModule):
             )
 
         everything = np.arange(len(labels))
-        train = choose(everything, self.num_train, labels, option="num_train")
+        if self.classes is not None:
+            everything = everything[np.isin(labels, self.classes)]
+        train = choose(everything, self.num_train, labels[everything], option="num_train")
         rest = np.setdiff1d(everything, train)
         return select(train), select(choose(rest, self.num_queries, labels[rest], option="num_queries"))

@@ -31,6 +31,7 @@ done
 on run --method "nda,pixel-cosine,pixel-dot,random,$published,datamodel,empirical-influence"
 on run --method "nda-converged,$converged,gradient-dot-converged,gradient-cosine-converged,tracincp-converged,gas-converged"
 on run --method score-machine,nda-plus,das,das-signed,ekfac,datainf,logra,unlearning,fine-tune
+on run --method journey-trak
 on run --method nda-plus-converged,das-converged,ekfac-converged,datainf-converged
 on run --method "nda,nda-plus,score-machine,pixel-cosine,pixel-dot,random,das-converged,ekfac-converged,$converged" --protocol strict --tuned
 for method in nda nda-plus; do

@@ -30,6 +30,12 @@ def status_lines(experiment: Experiment) -> list[str]:
             f"  ground truth          {experiment.bundle.header.name} ({experiment.bundle.path}): nothing to retrain",
             *_disk_lines(store),
         ]
+    if not experiment.plan():
+        return [
+            f"{experiment.label} in {store.root}: {len(experiment.train)} train images",
+            f"  base                  missing ({experiment.settings.model.base}): all else is trained on it",
+            *_disk_lines(store),
+        ]
     jobs = [job for row in experiment.retrainings for job in row]
     target = experiment.target.find(store)
     missing = [job.name for job in jobs if job.find(store) is None]

@@ -142,7 +142,7 @@ def resolve(
         for key, value in _typed_only(section, options.get(section, {}), data_values, sections).items()
         # A path or a name says where data is, not what it is; the data set's label and hash do that.
         if not (section == "data" and key in ("root", "name", "download"))
-        and base.presets[preset].get(section, {}).get(key) != value
+        and _said(section, key, base.presets[preset].get(section, {}).get(key)) != value
     }
     return Config(base.name, preset, data_class, data_values, Settings(**sections), configs, overrides)
 
@@ -216,9 +216,14 @@ def all_methods() -> tuple[list[str], dict[str, str]]:
     return names, broken
 
 
+def _said(section: str, key: str, value: Any) -> Any:
+    """An option's value as records have it: of a base its name, not where it lies."""
+    return Path(value).name if (section, key) == ("model", "base") and value else value
+
+
 def _typed_only(
     section: str, given: Mapping[str, Any], data: Mapping[str, Any], sections: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The caller's options of a section, with the typed values they became."""
     resolved = data if section == "data" else vars(sections[section])
-    return {key: resolved[key] for key in given}
+    return {key: _said(section, key, resolved[key]) for key in given}

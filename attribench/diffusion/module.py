@@ -38,6 +38,9 @@ class DiffusionModule(L.LightningModule):
         self.total_steps = total_steps
         self.seed = seed
         self.register_buffer("alpha_bar", NoiseSchedule().alpha_bar, persistent=False)
+        # A pretrained base is not kept with every unfinished LoRA; whoever goes on with it brings the same one.
+        self._frozen = [f"network.{name}" for name, value in network.named_parameters() if not value.requires_grad]
+        self.strict_loading = not self._frozen
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The mean squared error of the predicted noise on a batch of uint8 images ``(B, C, H, W)``."""
@@ -59,7 +62,11 @@ class DiffusionModule(L.LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say how the network is built, so that the checkpoint is a model by itself."""
+        """Say how the network is built, so that the checkpoint is a model by itself; of LoRA, leave out the base."""
+        if self._frozen:
+            for name in self._frozen:
+                del checkpoint["state_dict"][name]
+            return
         config = dict(getattr(self.network, "config", {}))
         checkpoint[CONFIG_KEY] = {key: value for key, value in config.items() if not key.startswith("_")}
 
@@ -67,9 +74,8 @@ class DiffusionModule(L.LightningModule):
         """AdamW; linear warm-up, then cosine decay to zero."""
         from diffusers.optimization import get_cosine_schedule_with_warmup
 
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
-        )
+        trained = [value for value in self.network.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         warmup = int(self.settings.warmup_fraction * self.total_steps)
         scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -45,7 +45,12 @@ def build_network(settings: ModelSettings, image_shape: tuple[int, int, int]) ->
         )
     except ValueError as error:
         raise UsageError(f"The network cannot be built from --model.*: {str(error).splitlines()[0]}") from error
+    set_dropout(network, settings.dropout)
+    return network
+
+
+def set_dropout(network: nn.Module, probability: float) -> None:
+    """Give every ``torch.nn.Dropout`` of a network the same probability."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
-            module.p = settings.dropout
-    return network
+            module.p = probability

@@ -21,10 +21,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from attribench.computing.device import single_thread
 from attribench.computing.seeding import derive_seed
 from attribench.diffusion.module import DiffusionModule
-from attribench.diffusion.network import build_network
+from attribench.diffusion.network import build_network, set_dropout
+from attribench.diffusion.tuning import add_lora, fill_lora
 from attribench.diffusion.unfinished import UnfinishedTraining
 from attribench.errors import ArtifactError, UsageError
 from attribench.settings import ModelSettings, TrainingSettings
+
+#: Gives a network of its own at every call.
+Load = Callable[[], nn.Module]
 
 
 class _ImageBatches(Dataset[Tensor]):
@@ -90,9 +94,10 @@ def train_network(
     keep_checkpoints: bool = False,
     checkpoint_seconds: float = 60.0,
     devices: str = "auto",
+    base: Load | None = None,
     report: Callable[[float], None] = lambda steps: None,
 ) -> nn.Module:
-    """Train a network from scratch, or go on where a killed training of the same model stopped.
+    """Train a network from scratch, or LoRA on a pretrained one; or go on where a killed training of the same model stopped.
 
     Args:
         images: uint8 ``(N, C, H, W)``.
@@ -100,6 +105,7 @@ def train_network(
         work: folder for the unfinished state; kept checkpoints are written there too.
         identity: says which training this is; the unfinished state of one with another identity is refused.
         keep_checkpoints: keep ``training.num_checkpoints`` models of the course of the training in ``work``.
+        base: loads the pretrained network that LoRA is trained on; None: the whole network is trained, from scratch.
         report: called with the number of optimizer steps just done.
 
     Returns:
@@ -134,10 +140,15 @@ def train_network(
     cuda_devices = [device.index or 0] if device.type == "cuda" else []
     with single_thread(device), torch.random.fork_rng(devices=cuda_devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(derive_seed(seed, "weights"))
-        module = DiffusionModule(
-            build_network(model, (images.shape[1], images.shape[2], images.shape[3])), training, total, seed
-        )
+        if base is None:
+            torch.manual_seed(derive_seed(seed, "weights"))
+            network = build_network(model, (images.shape[1], images.shape[2], images.shape[3]))
+        else:
+            network = base().train()
+            set_dropout(network, model.dropout)
+            torch.manual_seed(derive_seed(seed, "weights"))
+            add_lora(network, training)
+        module = DiffusionModule(network, training, total, seed)
         if epochs_done:
             report(float(epochs_done * math.ceil(len(images) / training.batch_size)))
         _fit(trainer, module, loader, unfinished.resume_file if epochs_done else None)
@@ -203,4 +214,18 @@ def load_network(model: ModelSettings, image_shape: tuple[int, int, int], weight
     """A network in evaluation mode with weights from a safetensors file."""
     network = build_network(model, image_shape)
     network.load_state_dict(load_file(weights))
+    return network.eval()
+
+
+def load_lora(base: Load, model: ModelSettings, training: TrainingSettings, weights: Path) -> nn.Module:
+    """A pretrained network with a trained LoRA from a safetensors file, in evaluation mode; the base is frozen.
+
+    Raises:
+        ModelError: it is the LoRA of another base.
+    """
+    with torch.random.fork_rng(devices=[]):  # what it is begun with is replaced
+        network = base()
+        add_lora(network, training)
+    set_dropout(network, model.dropout)
+    fill_lora(network, load_file(weights), str(weights))
     return network.eval()

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from attribench.diffusion.module import DiffusionModule
+from attribench.diffusion.tuning import trained_weights
 from attribench.errors import ArtifactError
 from attribench.store.files import atomic_write, file_sum
 
@@ -108,4 +109,4 @@ def checkpoint_name(step: int) -> str:
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in trained_weights(network).items()}

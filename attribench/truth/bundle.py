@@ -19,12 +19,15 @@ from attribench.errors import BundleError
 from attribench.settings import QUERY_SETS, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.store.files import digest_text
+from attribench.truth.base import StoredBase, store_base
 from attribench.truth.bundle_files import BundleFiles, Header
 from attribench.truth.ground_truth import Band, GroundTruth
 from attribench.truth.jobs import TrainJob
 
 MASKS, TRAIN = "masks.safetensors", "train.safetensors"
 MODEL = "model/diffusion_pytorch_model.safetensors"
+#: Of LoRA, as peft and diffusers call the files: the target model's, and the network it was trained on.
+LORA, BASE = "model/adapter_model.safetensors", "base/diffusion_pytorch_model.safetensors"
 
 
 class Bundle:
@@ -157,12 +160,24 @@ class Bundle:
             raise BundleError(f"{self.path} holds {len(self.header.checkpoints)} checkpoints; {len(names)} are needed.")
 
         def build(staging: Staging) -> None:
-            staging.save_tensors("model", self._tensors(MODEL))
+            staging.save_tensors("model", self._tensors(self.header.checkpoints[-1]))
             staging.save_tensors("indices", {"indices": torch.arange(job.num_images)})
             for name, file in zip(names, self.header.checkpoints, strict=True):
                 staging.save_tensors(name.removesuffix(".safetensors"), self._tensors(file))
 
         return store.get_or_create("models", job.spec, build)
+
+    def install_base(self, store: ArtifactStore) -> StoredBase:
+        """Put the network that LoRA was trained on into the store.
+
+        Raises:
+            BundleError: it is not in the bundle, or is not readable.
+        """
+        try:
+            config = json.loads(self.files.read(str(Path(BASE).with_name("config.json"))))
+        except ValueError as error:
+            raise BundleError(f"{self.path}: the configuration of the base is not readable.") from error
+        return store_base(store, config, self._tensors(BASE))
 
     def _images(self, name: str, content: str) -> ImageSet:
         tensors = self._tensors(name)

@@ -21,10 +21,12 @@ from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
+from attribench.truth.pretraining import planned_base, provide_base
 from attribench.truth.subsets import subset_masks
 
 
@@ -69,6 +71,27 @@ class Experiment:
     def has_model(self) -> bool:
         """Whether there is a target model: published ground truth comes without."""
         return self.bundle is None or self.bundle.has_model
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The pretrained network that LoRA is trained on, trained first where it is another setting's model; None: no LoRA."""
+        name = self.settings.model.base
+        if name is None:
+            return None
+        if self.bundle is not None:
+            return self.bundle.install_base(self.store)
+        return provide_base(name, self.train.image_shape, self.store, self.runtime, self.progress)
+
+    def plan(self) -> bool:
+        """Look at what there is without training the base; whether it is there.
+
+        If not, jobs can be counted and described from here on, but none of them is found or can be done.
+        """
+        name = self.settings.model.base
+        if name is None or self.bundle is not None:
+            return True
+        self.base = planned_base(name, self.train.image_shape, self.store)
+        return bool(self.base.content)
 
     @cached_property
     def masks(self) -> Tensor:
@@ -202,7 +225,7 @@ class Experiment:
         return TargetModels(self.store, self.target) if self.has_model else None
 
     def train_job(self, name: str, indices: tuple[int, ...] | None, seed: int, num_checkpoints: int = 0) -> TrainJob:
-        """A model trained from scratch on some train images, or on all (None)."""
+        """A model trained on some train images, or on all (None): from scratch, or as LoRA on the base."""
         return TrainJob(
             name=name,
             train_hash=self.train.content_hash,
@@ -213,6 +236,7 @@ class Experiment:
             training=self.settings.training,
             seed=seed,
             num_checkpoints=num_checkpoints,
+            base=self.base,
         )
 
     def run_jobs(self, task: Task, *stages: Sequence[Job]) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from attribench.data import ImageSet
+from attribench.diffusion.tuning import lora_config, trained_weights
+from attribench.errors import UsageError
 from attribench.settings import QUERY_SETS, Settings
-from attribench.truth.bundle import MASKS, MODEL, TRAIN, image_files
+from attribench.truth.base import StoredBase
+from attribench.truth.bundle import BASE, LORA, MASKS, MODEL, TRAIN, image_files
 from attribench.truth.bundle_files import Header, QuerySetHeader, write_bundle_files
 from attribench.truth.experiment import Experiment
 from attribench.truth.ground_truth import GroundTruth
@@ -96,7 +99,7 @@ def write_bundle(
         files.update(image_files(f"{name}.safetensors", queries.images, queries.passed_on))
     header = {
         **identity,
-        "settings": asdict(settings),
+        "settings": settings.stated,
         "num_train": len(train),
         "image_shape": train.image_shape,
         "train_hash": train.content_hash,
@@ -116,27 +119,55 @@ def _query_set(queries: MeasuredQueries) -> QuerySetHeader:
     )
 
 
+def check_exportable(experiment: Experiment) -> None:
+    """Refuse to pass on what is others'.
+
+    Raises:
+        UsageError: LoRA was trained on a base from a folder.
+    """
+    if isinstance(experiment.base, StoredBase) and experiment.bundle is None:
+        raise UsageError(
+            f"The models are LoRA on {experiment.settings.model.base}, somebody's pretrained model, which a ground truth does "
+            "not pass on; export works where --model.base is DATASET:PRESET."
+        )
+
+
 def _checkpoint_files(experiment: Experiment) -> list[str]:
     """The last checkpoint is the target model itself, so it is not kept twice."""
+    model = MODEL if experiment.base is None else LORA
     names = experiment.target.checkpoint_names()
-    return [f"checkpoints/{name.removesuffix('.safetensors')}/{Path(MODEL).name}" for name in names[:-1]] + [MODEL]
+    return [f"checkpoints/{name.removesuffix('.safetensors')}/{Path(model).name}" for name in names[:-1]] + [model]
 
 
 def _model_files(experiment: Experiment) -> dict[str, bytes]:
-    """As ``UNet2DModel.from_pretrained`` reads them: a folder with configuration and weights for each."""
+    """As ``UNet2DModel.from_pretrained`` reads them: a folder with configuration and weights for each; of LoRA as peft does."""
     job, store = experiment.target, experiment.store
     networks = [job.load_checkpoint(store, name) for name in job.checkpoint_names()[:-1]] + [job.load(store)]
     files: dict[str, bytes] = {}
     for name, network in zip(_checkpoint_files(experiment), networks, strict=True):
         files[name] = _weights(network)
-        config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # type: ignore[arg-type]
-        content = {"_class_name": type(network).__name__, **config}
-        files[str(Path(name).with_name("config.json"))] = json.dumps(content, indent=1, sort_keys=True).encode()
+        config = "config.json" if experiment.base is None else "adapter_config.json"
+        files[str(Path(name).with_name(config))] = _json(
+            _network_config(network) if experiment.base is None else lora_config(network)
+        )
+    if experiment.base is not None:
+        network = experiment.base.load(store)
+        files[BASE] = _weights(network)
+        files[str(Path(BASE).with_name("config.json"))] = _json(_network_config(network))
     return files
+
+
+def _network_config(network: nn.Module) -> dict[str, Any]:
+    config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # type: ignore[arg-type]
+    return {"_class_name": type(network).__name__, **config}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def _weights(network: nn.Module) -> bytes:
     from safetensors.torch import save
 
-    tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in trained_weights(network).items()}
     return save(tensors, metadata={"format": "pt"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from attribench.computing.device import resolve_device, single_thread
 from attribench.data import ImageSet
 from attribench.diffusion.losses import denoising_losses
+from attribench.diffusion.network import build_network
 from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
-from attribench.diffusion.training import checkpoint_steps, load_network, num_steps, train_network
+from attribench.diffusion.training import checkpoint_steps, load_lora, load_network, num_steps, train_network
+from attribench.diffusion.tuning import add_lora, trained_weights
 from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
 from attribench.store.artifacts import Artifact, ArtifactStore, Staging
 from attribench.store.files import canonical
-from attribench.truth.resources import Memory, Size, image_bytes, size_of
+from attribench.truth.base import Base
+from attribench.truth.resources import Blueprint, Memory, Size, image_bytes, size_of
 
 # Work is counted in forward passes of one image; a training step on an image costs about four of them.
 TRAINING_COST = 4.0
@@ -94,7 +97,7 @@ def load_images(store: ArtifactStore, content_hash: str) -> ImageSet:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Train one model from scratch.
+    """Train one model: a whole network from scratch, or LoRA on a base.
 
     Args:
         name: what messages call it.
@@ -105,6 +108,7 @@ class TrainJob:
         seed: the training seed.
         num_checkpoints: models kept of the course of the training; 0 for none.
         weights: checksum of the weights of another machine's training, which may round otherwise: a model of its own.
+        base: the pretrained network that LoRA is trained on; the artifact holds the LoRA alone.
     """
 
     name: str
@@ -117,6 +121,7 @@ class TrainJob:
     seed: int
     num_checkpoints: int = 0
     weights: str = ""
+    base: Base | None = None
 
     @property
     def cost(self) -> float:
@@ -124,13 +129,13 @@ class TrainJob:
 
     @property
     def spec(self) -> dict[str, Any]:
-        training = asdict(self.training)
+        training = self.training.stated
         del training["seed"], training["num_checkpoints"]  # they are this model's own below
         indices = self.indices
         return {
             "train": self.train_hash,
             "indices": None if indices is None else hashlib.sha256(np.array(indices, "<i8").tobytes()).hexdigest(),
-            "model": asdict(self.model),
+            "model": self.model.stated if self.base is None else self._on_base(self.base),
             "training": training,
             "seed": self.seed,
             "num_checkpoints": self.num_checkpoints,
@@ -138,13 +143,27 @@ class TrainJob:
             **recipe(TRAINING),
         }
 
+    def _on_base(self, base: Base) -> dict[str, Any]:
+        """What a LoRA's model is: the base by its content, wherever it is from."""
+        return {"base": base.content, "dropout": self.model.dropout}
+
     @property
     def needs(self) -> tuple[str, ...]:
         return ()
 
     def size(self, runtime: Runtime) -> Size:
         """The network's size, in training and when it is evaluated."""
-        return size_of(self.model, self.image_shape, self.training.batch_size, runtime.evaluation_batch)
+        key = canonical({"model": self.spec["model"], "training": self.training})
+        blueprint = Blueprint(key, self.skeleton)
+        return size_of(blueprint, self.image_shape, self.training.batch_size, runtime.evaluation_batch)
+
+    def skeleton(self) -> nn.Module:
+        """The network with any weights, on torch's default device."""
+        if self.base is None:
+            return build_network(self.model, self.image_shape)
+        network = self.base.skeleton()
+        add_lora(network, self.training)
+        return network
 
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         size, images = self.size(runtime), image_bytes(self.num_images, self.image_shape)
@@ -173,6 +192,7 @@ class TrainJob:
                 keep_checkpoints=self.num_checkpoints > 0,
                 checkpoint_seconds=runtime.checkpoint_seconds,
                 devices=runtime.devices,
+                base=None if self.base is None else partial(self.base.load, store),
                 report=lambda steps: report(steps * self.training.batch_size * TRAINING_COST),
             )
             try:
@@ -181,7 +201,7 @@ class TrainJob:
                 store.set_aside(work, str(damage))
                 store.working_folder("models", self.spec)
                 network = train()
-            staging.save_tensors("model", network.state_dict())
+            staging.save_tensors("model", trained_weights(network))
             indices = range(len(images)) if self.indices is None else self.indices
             staging.save_tensors("indices", {"indices": torch.tensor(indices)})
             for name in self.checkpoint_names():
@@ -212,7 +232,10 @@ class TrainJob:
         artifact = self.find(store)
         if artifact is None:
             raise ArtifactError(f"The {self.name} is not in {store.root}; run the whole command again.")
-        return load_network(self.model, self.image_shape, artifact.folder / filename)
+        file = artifact.folder / filename
+        if self.base is None:
+            return load_network(self.model, self.image_shape, file)
+        return load_lora(partial(self.base.load, store), self.model, self.training, file)
 
 
 @dataclass(frozen=True)

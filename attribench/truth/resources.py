@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from attribench.diffusion.network import build_network
-from attribench.settings import ModelSettings
-from attribench.store.files import canonical
 
 #: Of a process that has imported what jobs need, without and with CUDA; and of a CUDA context.
 _LIBRARIES, _CUDA_LIBRARIES, _CUDA_CONTEXT = 3 * 2**29, 4 * 2**30, 2**29
@@ -68,34 +64,30 @@ class Size:
     evaluating: int
 
 
-def size_of(model: ModelSettings, image_shape: tuple[int, int, int], train_batch: int, batch: int) -> Size:
+@dataclass(frozen=True)
+class Blueprint:
+    """How a network is built, as a key of a cache.
+
+    Args:
+        key: what identifies it.
+        build: makes it, with any weights, on torch's default device.
+    """
+
+    key: str
+    build: Callable[[], nn.Module] = field(compare=False)
+
+
+@cache
+def size_of(network_of: Blueprint, image_shape: tuple[int, int, int], train_batch: int, batch: int) -> Size:
     """Count a network's tensors in a training step and a forward pass, in float32, without computing either.
 
     Args:
         train_batch: images a training step.
         batch: images a forward pass.
     """
-    return _size(_Model(canonical(model), model), image_shape, train_batch, batch)
-
-
-class _Model:
-    """Settings as a key of a cache: they hold lists."""
-
-    def __init__(self, key: str, settings: ModelSettings) -> None:
-        self.key, self.settings = key, settings
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Model) and other.key == self.key
-
-
-@cache
-def _size(model: _Model, image_shape: tuple[int, int, int], train_batch: int, batch: int) -> Size:
     with torch.device("meta"):  # shapes alone: nothing is allocated or computed
-        network = build_network(model.settings, image_shape)
-        optimizer = torch.optim.AdamW(network.parameters())
+        network = network_of.build()
+        optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad])
         with _counting() as training:
             for _ in range(2):  # the first makes the optimizer's state
                 images, times = torch.empty(train_batch, *image_shape), torch.zeros(train_batch, dtype=torch.long)

@@ -50,6 +50,7 @@ class Allotment:
         """
         cuda = runtime.accelerator in ("gpu", "cuda")
         experiment = open_experiment(config, replace(runtime, accelerator="cpu"), silent_progress)
+        experiment.plan()
         target = experiment.target
         losses = experiment.loss_jobs(experiment.validation)[0][0]
         jobs: list[Job] = [target, losses]

@@ -90,4 +90,6 @@ def method_description(method: MethodConfig, scoring: Scoring) -> dict[str, Any]
 def setting_hash(experiment: Experiment, config: Config) -> str:
     """Identifies data and settings: what records of one table share, and what a choice of options is bound to."""
     hashes = [experiment.train.content_hash, experiment.validation.content_hash]
+    if experiment.base is not None:  # settings have its name alone
+        hashes.append(experiment.base.content)
     return digest_text(canonical([*hashes, config.settings.without("counterfactual")]))[:32]

@@ -262,7 +262,7 @@ def by_group(values: Tensor, groups: Sequence[Sequence[int]]) -> Distances:
 
 def _described(config: Config, settings: RemovalSettings, question: Question) -> dict[str, Any]:
     """What the numbers depend on: of the ground truth's section only how losses are measured."""
-    everything = asdict(config.settings)
+    everything = config.settings.stated
     truth = everything["ground_truth"]
     kept = {name: everything[name] for name in ("model", "training", "generation")}
     kept["ground_truth"] = {name: truth[name] for name in ("timestep_stride", "num_noise_draws", "seed")}

@@ -22,7 +22,7 @@ from attribench.truth.bundle import Bundle
 from attribench.truth.bundle_files import Header
 from attribench.truth.catalog import differences, shipped
 from attribench.truth.experiment import Experiment
-from attribench.truth.exporting import export_bundle
+from attribench.truth.exporting import check_exportable, export_bundle
 from attribench.truth.ground_truth import band_means
 from attribench.workflows.opening import open_experiment, recorded_data
 from attribench.workflows.scoring import hardware, versions
@@ -34,10 +34,11 @@ def export(config: Config, runtime: Runtime, out: Path, name: str | None, progre
     The data set's images go along where its licence allows it; elsewhere its user brings the same ones.
 
     Raises:
-        UsageError: the name cannot be a file's.
+        UsageError: the name cannot be a file's, or the models are LoRA on somebody's pretrained model.
     """
     name = bundle_name(name, out)
     experiment = open_experiment(config, runtime, progress)
+    check_exportable(experiment)
     experiment.prepare()
     made = {"by": "attribench ground-truth export", "versions": versions()}
     made["hardware"] = hardware(resolve_device(runtime.accelerator))

@@ -236,7 +236,7 @@ def test_every_shipped_data_set_resolves_in_every_preset(name: str) -> None:
 def test_paper_presets_are_the_protocol_s(name: str) -> None:
     config = resolve(name, "paper", [], {})
     settings = config.settings
-    assert vars(settings.training) == {
+    assert settings.training.stated == {
         "epochs": 200,
         "batch_size": 128,
         "learning_rate": 1e-4,

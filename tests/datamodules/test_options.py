@@ -12,7 +12,17 @@ from jsonargparse import ArgumentParser
 from attribench.data import AttributionDataModule
 from attribench.registry import DATAMODULES, load_datamodule
 
-NAMES = ["celeba", "cifar10", "cifar2", "cifar2-jpeg", "digits", "fashion-mnist", "image-folder"]
+NAMES = [
+    "celeba",
+    "cifar10",
+    "cifar2",
+    "cifar2-jpeg",
+    "digits",
+    "digits-base",
+    "digits-lora",
+    "fashion-mnist",
+    "image-folder",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

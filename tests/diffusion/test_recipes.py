@@ -28,8 +28,8 @@ Part = str | Callable[..., Any]
 #: What decides the numbers of each recipe: files of the package, or single functions.
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
-        "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py",
-        to_unit_range, TrainJob.run,
+        "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
+        "computing/seeding.py", to_unit_range, TrainJob.run,
     ],
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
@@ -39,9 +39,9 @@ DECISIVE: dict[str, list[Part]] = {
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "6d01b77a7bbca445"),
-    "LOSSES": (1, "7f45908361b6f7d2"),
-    "SAMPLING": (1, "3a5167ea8b2ac1f2"),
+    "TRAINING": (1, "18ad7df7ccd738b4"),
+    "LOSSES": (1, "ad1036b628254ea0"),
+    "SAMPLING": (1, "dc441800fa8bafbf"),
 }
 
 

@@ -6,10 +6,16 @@ import torch
 from attribench.configuration.resolution import resolve
 from attribench.diffusion.network import build_network
 from attribench.settings import ModelSettings, Runtime, Shard, TrainingSettings
+from attribench.store.files import canonical
+from attribench.truth.base import StoredBase
 from attribench.truth.jobs import LossJob, TrainJob
-from attribench.truth.resources import Memory, _counting, size_of
+from attribench.truth.resources import Blueprint, Memory, Size, _counting, size_of
 
 SHAPE = (1, 8, 8)
+
+
+def sized(model: ModelSettings, shape: tuple[int, int, int], batch: int) -> Size:
+    return size_of(Blueprint(canonical(model), lambda: build_network(model, shape)), shape, batch, batch)
 
 
 def test_counted_is_what_exists_at_a_time() -> None:
@@ -33,16 +39,16 @@ def test_counted_is_what_exists_at_a_time() -> None:
 def test_a_network_that_trains_is_weights_gradients_and_two_moments(tiny_model: ModelSettings) -> None:
     network = build_network(tiny_model, SHAPE)
     numbers = sum(value.numel() for value in network.parameters())
-    size = size_of(tiny_model, SHAPE, 1, 1)
+    size = sized(tiny_model, SHAPE, 1)
     assert (size.parameters, size.weights) == (numbers, 4 * numbers)
-    large = size_of(resolve("cifar2", "paper", [], {}).settings.model, (3, 32, 32), 1, 1)
+    large = sized(resolve("cifar2", "paper", [], {}).settings.model, (3, 32, 32), 1)
     assert 35e6 < large.parameters < 40e6
     assert 16 * large.parameters < large.training < 1.5 * 16 * large.parameters
     assert 4 * large.parameters < large.evaluating < 1.5 * 4 * large.parameters
 
 
 def test_activations_grow_with_the_batch(tiny_model: ModelSettings) -> None:
-    sizes = [size_of(tiny_model, SHAPE, batch, batch) for batch in (64, 128, 192)]
+    sizes = [sized(tiny_model, SHAPE, batch) for batch in (64, 128, 192)]
     training = [size.training for size in sizes]
     evaluating = [size.evaluating for size in sizes]
     for values in (training, evaluating):
@@ -61,6 +67,20 @@ def test_jobs_say_their_memory(tiny_model: ModelSettings) -> None:
     assert on_gpu.device > size.training
     assert losses.memory(runtime, cuda=True).device > size.evaluating
     assert Memory.of(100, 10, cuda=False).host - Memory.of(0, 0, cuda=False).host == 135
+
+
+def test_lora_takes_gradients_and_moments_of_its_own_weights_alone(tiny_model: ModelSettings) -> None:
+    network = build_network(tiny_model, SHAPE)
+    config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}  # type: ignore[arg-type]
+    whole = TrainJob("m", "t", SHAPE, None, 100, tiny_model, TrainingSettings(batch_size=1), 7).size(Runtime())
+    training = TrainingSettings(batch_size=1, lora_rank=2, lora_modules=["to_q"])
+    job = TrainJob(
+        "m", "t", SHAPE, None, 100, ModelSettings(base="b"), training, 7, base=StoredBase("c", canonical(config))
+    )
+    size = job.size(Runtime())
+    assert size.parameters == whole.parameters + 2 * 2 * 16  # A and B of a layer of 16 × 16
+    assert size.training < whole.training - 2 * whole.weights
+    assert job.memory(Runtime(), cuda=False).host > size.training
 
 
 def test_shards_are_disjoint_and_then_help() -> None:

@@ -1,0 +1,95 @@
+"""The pretrained network that LoRA is trained on, as jobs find it in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attribench.errors import ArtifactError
+from attribench.store.artifacts import ArtifactStore, Staging
+from attribench.store.files import canonical, digest_text
+
+KIND = "bases"
+
+
+class Base(Protocol):
+    """A pretrained network in the store: a plain picklable value, as the jobs are that it is part of."""
+
+    @property
+    def content(self) -> str:
+        """Hash of the weights: what the models that are trained on it are bound to."""
+
+    def load(self, store: ArtifactStore) -> nn.Module:
+        """The network in evaluation mode, on the CPU; another object at every call.
+
+        Raises:
+            ArtifactError: it is not in the store.
+        """
+
+    def skeleton(self) -> nn.Module:
+        """The network with any weights, on torch's default device."""
+
+
+@dataclass(frozen=True)
+class StoredBase:
+    """A network of diffusers that lies in the store by its content.
+
+    Args:
+        content: hash of the weights.
+        config: how it is built, as JSON.
+    """
+
+    content: str
+    config: str
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"content": self.content, "config": digest_text(self.config)}
+
+    def load(self, store: ArtifactStore) -> nn.Module:
+        artifact = store.find(KIND, self.spec)
+        if artifact is None:
+            raise ArtifactError(f"The base {self.content[:12]} is not in {store.root}; run the whole command again.")
+        network = self.skeleton()
+        network.load_state_dict(artifact.load_tensors("model"))
+        return network.float().eval()
+
+    def skeleton(self) -> nn.Module:
+        from diffusers import UNet2DModel
+
+        network: nn.Module = UNet2DModel.from_config(json.loads(self.config))
+        return network
+
+
+def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> StoredBase:
+    """Put a network of diffusers into the store, unless it is there.
+
+    Args:
+        config: as diffusers writes it into ``config.json``; what begins with ``_`` does not count.
+        weights: its state.
+    """
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    base = StoredBase(weights_hash(weights), canonical(kept))
+
+    def build(staging: Staging) -> None:
+        staging.save_json("config", kept)
+        staging.save_tensors("model", weights)
+
+    store.get_or_create(KIND, base.spec, build)
+    return base
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Identify weights by names, types, shapes and bits, wherever they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
