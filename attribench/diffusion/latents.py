@@ -91,13 +91,15 @@ class Autoencoder:
     def image_bytes(self, side: int) -> int:
         """Bytes of memory that encoding an image takes, about.
 
-        At the widest place, that of most numbers, there are what goes into a layer, what comes out of it, what is added to
-        that later, and two copies in the order that convolutions compute in.
+        Where a level has most numbers, there are what goes into a layer, what comes out of it, what is added to that later,
+        and two copies in the order that convolutions compute in. In the middle, attention has some more, smaller ones: as
+        many as were measured (``benchmarks/own_model_memory.py``).
         """
         widths = self._config["block_out_channels"]
         # A level's first layer has the width of the level before it; all run at the level's resolution.
         sizes = [max(widths[max(0, level - 1)], width) * (side / 2**level) ** 2 for level, width in enumerate(widths)]
-        return int(4 * 5 * max(sizes))
+        attention = widths[-1] * (side / self.factor) ** 2 if self._config.get("mid_block_add_attention", True) else 0.0
+        return int(4 * max(5 * max(sizes), 19 * attention))
 
     def batch(self, side: int, device: torch.device) -> int:
         """Images that are encoded together."""
@@ -144,8 +146,9 @@ class Latents:
         code = self._autoencoder
         latent = 4 * code.channels * (height // code.factor) * (width // code.factor)
         batch = min(code.batch(max(height, width), self._device), max(map(len, missing)))
-        kept = sum(len(images) for images in sets) * latent  # held for as long as the methods run
-        memory = kept + batch * code.image_bytes(max(height, width)) + 2 * CHUNK * latent
+        held = max(map(len, sets)) * latent  # in parts, which become one
+        kept = sum(map(len, sets)) * latent  # for as long as the methods run
+        memory = kept + max(held, batch * code.image_bytes(max(height, width)) + 2 * min(CHUNK, count) * latent)
         return EncodingNeeds(count, memory, count * latent + len(missing) * _ARTIFACT_BYTES, seconds * count)
 
     def of(self, images: ImageSet, progress: Progress) -> ImageSet:
