@@ -24,8 +24,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model"
 
-#: The networks that are known, by their class in diffusers.
-KINDS = ("UNet2DModel", "UNet2DConditionModel")
+#: A network of pixels, and one that is told a text, by their classes in diffusers.
+PIXELS, TOLD = "UNet2DModel", "UNet2DConditionModel"
 
 #: What loads a network of the architecture of another.
 Load = Callable[[nn.Module], nn.Module]
@@ -45,7 +45,7 @@ def network_folder(path: Path) -> Path:
     return folder
 
 
-def read_network(folder: Path, kinds: Sequence[str] = KINDS) -> nn.Module:
+def read_network(folder: Path, kinds: Sequence[str] = (PIXELS,)) -> nn.Module:
     """A network of diffusers in float32 and evaluation mode, from safetensors alone.
 
     Args:
@@ -55,6 +55,8 @@ def read_network(folder: Path, kinds: Sequence[str] = KINDS) -> nn.Module:
 
     config = read_json(folder / _CONFIG)
     kind = config.get("_class_name", kinds[0])
+    if kind == TOLD and TOLD not in kinds:
+        raise ModelError(f"{folder} holds a {kind}, which is told a text: give the pipeline that it belongs to.")
     if kind not in kinds:
         raise ModelError(f"{folder} holds a {kind}; attribench knows {' and '.join(kinds)} here.")
     variant = weights_variant(folder, _WEIGHTS, kind)
@@ -207,7 +209,7 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     network.load_state_dict(state)
 
 
-def _pickled(path: Path, kind: str = KINDS[0]) -> str:
+def _pickled(path: Path, kind: str = PIXELS) -> str:
     """What to say of weights that may run code when they are read."""
     library = "transformers" if kind.startswith("CLIP") else "diffusers"
     if path.suffix == ".bin":
