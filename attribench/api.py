@@ -27,6 +27,7 @@ from attribench.truth.catalog import find
 from attribench.truth.ground_truth import GroundTruth
 from attribench.workflows.attribution import attribute as compute
 from attribench.workflows.decoys import DecoyRequest
+from attribench.workflows.model_space import GivenCaptions
 from attribench.workflows.own_images import Request
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def attribute(
     scheduler: object = None,
     checkpoints: str | Path | None = None,
     lora: str | Path | None = None,
+    captions: GivenCaptions = None,
+    query_captions: GivenCaptions = None,
     image_size: int | None = None,
     channels: Channels = "auto",
     top: int = 20,
@@ -109,6 +112,10 @@ def attribute(
             ``"ddpm"`` for the defaults of ``DDPMScheduler``.
         checkpoints: folder of models of the course of the training, for methods that look at these.
         lora: file of the model's LoRA, as peft and diffusers write it (safetensors); gradients are then of that alone.
+        captions: of the train images, for a model that is told a text: a file (CSV or JSONL: ``file_name``, ``caption``), a
+            mapping from names to captions, or one an image. Without it, ``metadata.jsonl``, text files beside the images, or
+            what items call ``caption`` or ``text``; and where there is none, the empty text for all.
+        query_captions: of the queries, likewise.
         image_size: side of the squares that pictures are brought to, in pixels; by default the model's, or 32.
         channels: ``"RGB"``, ``"grey"``, or ``"auto"``: the model's, or grey if no image has colour.
         top: train images a query in :meth:`Attribution.to_pandas` and on the page; 0 for all.
@@ -129,7 +136,21 @@ def attribute(
     """
     judged = decoy_request(decoys, contributors, false_discovery)
     (found,) = attribute_all(
-        Request(train, queries, top, image_size, channels, heat_maps, model, scheduler, checkpoints, judged, lora),
+        Request(
+            train,
+            queries,
+            top,
+            image_size,
+            channels,
+            heat_maps,
+            model,
+            scheduler,
+            checkpoints,
+            judged,
+            lora,
+            captions,
+            query_captions,
+        ),
         [own_method_config(method, options or {})],
         Runtime(workdir=str(workdir), accelerator=accelerator),
         progress,

@@ -59,11 +59,13 @@ class Queries:
     """The images to explain.
 
     Args:
-        images: uint8 ``(num_queries, channels, height, width)``.
+        images: uint8 ``(num_queries, channels, height, width)``, or float32 latents.
         ids: one stable name a query.
         name: the query set: ``"validation"``, ``"generation"``, or a name of the caller's.
         sampling: how the target model made them; None for images that it did not make, or that nobody knows this of.
         labels: int64 ``(num_queries,)``, or None when the queries have no classes.
+        captions: one a query, None for a query without; or None when they have no captions.
+        latent: whether ``images`` are latents, which the model works on, in place of pixels.
     """
 
     images: Tensor
@@ -71,9 +73,11 @@ class Queries:
     name: str = "queries"
     sampling: Sampling | None = None
     labels: Tensor | None = None
+    captions: tuple[str | None, ...] | None = None
+    latent: bool = False
 
     def __post_init__(self) -> None:
-        ImageSet(self.images, self.ids, self.labels)  # the same checks hold
+        ImageSet(self.images, self.ids, self.labels, self.captions, self.latent)  # the same checks hold
         if self.sampling is not None and len(self.sampling.seeds) != len(self.images):
             raise DataError(
                 f"{len(self.images)} queries but {len(self.sampling.seeds)} seeds that they were sampled from."
@@ -90,16 +94,18 @@ class Queries:
         chosen = list(indices)
         sampling = self.sampling.select(chosen) if self.sampling else None
         labels = None if self.labels is None else self.labels[chosen]
-        return Queries(self.images[chosen], tuple(self.ids[i] for i in chosen), self.name, sampling, labels)
+        captions = self.captions and tuple(self.captions[i] for i in chosen)
+        ids = tuple(self.ids[i] for i in chosen)
+        return Queries(self.images[chosen], ids, self.name, sampling, labels, captions, self.latent)
 
     @classmethod
     def of(cls, images: ImageSet, name: str, sampling: Sampling | None = None) -> Queries:
         """Take the images of a set as queries."""
-        return cls(images.images, images.ids, name, sampling, images.labels)
+        return cls(images.images, images.ids, name, sampling, images.labels, images.captions, images.latent)
 
     def unit_range(self) -> Tensor:
-        """The queries as float32 in [-1, 1], ``(num_queries, C, H, W)``."""
-        return to_unit_range(self.images)
+        """Pixels as float32 in [-1, 1], ``(num_queries, C, H, W)``; latents as they are."""
+        return self.images if self.latent else to_unit_range(self.images)
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ class AttributionContext:
 
     @property
     def train_images(self) -> Tensor:
-        """uint8 ``(num_train, C, H, W)``."""
+        """uint8 ``(num_train, C, H, W)``, or float32 latents."""
         return self.train.images
 
     @property

@@ -29,6 +29,10 @@ def attribute(arguments: list[str]) -> int:
                         "look at these: diffusers folders, .ckpt or .safetensors.")  # fmt: skip
     parser.add_argument("--lora", type=str, help="LoRA of --model, as peft and diffusers write it (safetensors): gradients are "
                         "of that alone.")  # fmt: skip
+    parser.add_argument("--captions", type=str, help="Captions of the train images, for a model that is told a text: CSV or "
+                        "JSONL with file_name and caption. Without it, metadata.jsonl or text files beside the images are "
+                        "taken.")  # fmt: skip
+    parser.add_argument("--query-captions", "--query_captions", type=str, help="Captions of the queries, likewise.")
     parser.add_argument("--top", type=int, default=20, help="Train images to report for each query; 0 = all.")
     parser.add_argument("--image-size", "--image_size", type=int, help="Images are resized and cropped to squares of so many "
                         "pixels (default: the model's, or 32).")  # fmt: skip
@@ -71,6 +75,7 @@ def attribute(arguments: list[str]) -> int:
         options.train, options.queries, options.top, options.image_size, channels, options.heat_maps,
         options.model, options.scheduler, options.checkpoints,
         decoy_request(options.decoys, options.contributors, options.false_discovery), options.lora,
+        options.captions, options.query_captions,
     )  # fmt: skip
 
     from attribench.computing.progress import terminal_progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,31 +35,41 @@ class ImageSet:
     """Images with the names they keep for ever.
 
     Args:
-        images: uint8 ``(num_images, channels, height, width)``.
+        images: uint8 ``(num_images, channels, height, width)``, or float32 latents.
         ids: one stable, unique name an image (``"train/cat/001.png"``, ``"cifar10-train-17"``). Noise is a function of it.
         labels: int64 ``(num_images,)``, or None when the data has no classes.
+        captions: one an image, None for an image without; or None when the data has no captions.
+        latent: whether ``images`` are latents, which a model works on, in place of pixels.
     """
 
     images: Tensor
     ids: tuple[str, ...]
     labels: Tensor | None = None
+    captions: tuple[str | None, ...] | None = None
+    latent: bool = False
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise DataError(f"Images must be uint8 (N, C, H, W); got {self.images.dtype} {tuple(self.images.shape)}.")
+        kind = torch.float32 if self.latent else torch.uint8
+        if self.images.dtype != kind or self.images.ndim != 4:
+            what, name = ("Latents", "float32") if self.latent else ("Images", "uint8")
+            raise DataError(f"{what} must be {name} (N, C, H, W); got {self.images.dtype} {tuple(self.images.shape)}.")
         if len(self.ids) != len(self.images):
             raise DataError(f"{len(self.images)} images but {len(self.ids)} ids.")
         if len(set(self.ids)) != len(self.ids):
             raise DataError("Sample ids must be unique.")
         if self.labels is not None and self.labels.shape != (len(self.images),):
             raise DataError(f"{len(self.images)} images but labels of shape {tuple(self.labels.shape)}.")
+        if self.captions is not None and len(self.captions) != len(self.images):
+            raise DataError(f"{len(self.images)} images but {len(self.captions)} captions.")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: slice) -> ImageSet:
         """Some images that lie side by side; pixels are not copied."""
-        return ImageSet(self.images[index], self.ids[index], None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        captions = self.captions and self.captions[index]
+        return ImageSet(self.images[index], self.ids[index], labels, captions, self.latent)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -67,8 +78,8 @@ class ImageSet:
         return channels, height, width
 
     def unit_range(self) -> Tensor:
-        """The images as float32 in [-1, 1], ``(N, C, H, W)``."""
-        return to_unit_range(self.images)
+        """Pixels as float32 in [-1, 1], ``(N, C, H, W)``; latents as they are."""
+        return self.images if self.latent else to_unit_range(self.images)
 
     def select(self, indices: Sequence[int]) -> ImageSet:
         """The images at ``indices``, in that order."""
@@ -77,11 +88,13 @@ class ImageSet:
             images=self.images[index],
             ids=tuple(self.ids[i] for i in index.tolist()),
             labels=None if self.labels is None else self.labels[index],
+            captions=self.captions and tuple(self.captions[i] for i in index.tolist()),
+            latent=self.latent,
         )
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over shape, pixels, ids and labels: what enters artifact specifications."""
+        """SHA-256 over shape, pixels, ids, labels and captions: what enters artifact specifications."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         step = max(1, _HASHED_BYTES // max(1, self.images[:1].numel()))
         for begin in range(0, len(self), step):
@@ -90,6 +103,8 @@ class ImageSet:
         digest.update("\x1f".join(self.ids).encode())
         if self.labels is not None:
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())
+        if self.captions is not None:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attribench.computing.progress import Progress, silent_progress
 from attribench.data import ImageSet
+from attribench.data.captions import CAPTION_KEYS
 from attribench.data.decoding import Channels, is_grey, open_square, square_of, to_pixels
 from attribench.data.files import natural_key, some
 from attribench.data.folders import Folder, read_folder
@@ -42,7 +43,8 @@ def read_source(
     Args:
         source: the path of a folder; a tensor ``(N, C, H, W)``, uint8 or float in [0, 1]; an :class:`ImageSet`; or a sequence
             of pictures (PIL), paths or tensors ``(C, H, W)``, or of items that hold one: mappings with ``image`` and perhaps
-            ``label``, as in Hugging Face's data sets, or pairs of picture and label, as in torchvision's.
+            ``label`` and ``caption`` or ``text``, as in Hugging Face's data sets, or pairs of picture and label, as in
+            torchvision's.
         image_size: pictures are resized and cropped to squares of so many pixels, and tensors must have that size; None
             leaves tensors alone and makes pictures 32×32.
         store: where the pixels of a folder are kept.
@@ -61,7 +63,7 @@ def read_source(
         return read_folder(Path(source), image_size or DEFAULT_SIZE, store, channels=channels, progress=progress)
     if isinstance(source, ImageSet):
         images = _fitted(_bytes(source.images, name, 4), image_size, channels, name)
-        return Folder(ImageSet(images, source.ids, source.labels), {})
+        return Folder(ImageSet(images, source.ids, source.labels, source.captions), {})
     if isinstance(source, Tensor):
         images = _fitted(_bytes(source, name, 4), image_size, channels, name)
         return Folder(ImageSet(images, _numbers(len(images))), {})
@@ -130,32 +132,40 @@ def _from_sequence(items: Sequence[Any], image_size: int | None, channels: Chann
     count = len(items)
     if not count:
         raise DataError(f"{name}: there are none.")
-    pairs = [_picture(items[number], f"{name}[{number}]") for number in range(count)]
-    pixels = [_pixels(picture, image_size, f"{name}[{number}]") for number, (picture, _) in enumerate(pairs)]
+    found = [_picture(items[number], f"{name}[{number}]") for number in range(count)]
+    pixels = [_pixels(picture, image_size, f"{name}[{number}]") for number, (picture, *_) in enumerate(found)]
     shapes = {tuple(image.shape[1:]) for image in pixels}
     if len(shapes) > 1:
         sizes = " and ".join("×".join(map(str, shape)) for shape in sorted(shapes)[:2])
         raise DataError(f"{name}: images must have one size, and these have {sizes}; resize them.")
     most = max(image.shape[0] for image in pixels)
     images = _fitted(torch.stack([_widened(image, most) for image in pixels]), image_size, channels, name)
-    labels = [label for _, label in pairs if label is not None]
-    return ImageSet(images, _numbers(count), torch.tensor(labels) if len(labels) == count else None)
+    labels = [label for _, label, _ in found if label is not None]
+    captions = tuple(caption for *_, caption in found)  # of some alone: who needs them says which are missing
+    return ImageSet(
+        images,
+        _numbers(count),
+        torch.tensor(labels) if len(labels) == count else None,
+        captions if any(caption is not None for caption in captions) else None,
+    )
 
 
-def _picture(item: Any, name: str) -> tuple[Any, int | None]:
-    """An item's picture, and its class if it has one."""
+def _picture(item: Any, name: str) -> tuple[Any, int | None, str | None]:
+    """An item's picture, and its class and caption if it has them."""
+    caption = None
     if isinstance(item, Mapping):
         picture = next((item[key] for key in _IMAGE_KEYS if key in item), None)
         if picture is None:
             raise DataError(f"{name} has no 'image': its keys are {some([str(key) for key in item])}.")
         label = next((item[key] for key in _LABEL_KEYS if key in item), None)
+        caption = next((item[key] for key in CAPTION_KEYS if isinstance(item.get(key), str)), None)
     elif isinstance(item, tuple | list):
         picture, label = (*item, None, None)[:2]
     else:
         picture, label = item, None
     if isinstance(label, Tensor | np.generic | np.ndarray):
         label = label.item() if math.prod(label.shape) == 1 else None  # many attributes are no class
-    return picture, label if isinstance(label, int) and not isinstance(label, bool) else None
+    return picture, label if isinstance(label, int) and not isinstance(label, bool) else None, caption
 
 
 def _pixels(picture: Any, image_size: int | None, name: str) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from attribench.diffusion.foreign_files import first_line, read_json
+from attribench.diffusion.foreign_files import first_line, quiet, read_json
 from attribench.errors import ModelError
 
 #: What peft and diffusers call the files.
@@ -96,12 +98,8 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
         raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from error
     if not state:
         raise ModelError(f"{path} holds no weights.")
-    kohya = next((name for name in state if name.startswith(("lora_unet_", "lora_te"))), None)
-    if kohya is not None:
-        raise ModelError(
-            f"{path} has the names of kohya's scripts ({kohya}): load it into its pipeline with diffusers' "
-            "load_lora_weights, and save it with the unet's save_lora_adapter."
-        )
+    if any(name.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")) for name in state):
+        state = _from_kohya(path, state)
     config = _config(path, header)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
@@ -113,18 +111,45 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
             )
         part, own = (first, rest) if first in (DENOISER, TEXT_ENCODER) else (DENOISER, name)
         parts.setdefault(part, {})[own.removeprefix("base_model.model.")] = value
-    return {part: _adapter(path, own, _of_part(config, part)) for part, own in parts.items()}
+    return {part: _adapter(path, _renamed(own, part), _of_part(config, part)) for part, own in parts.items()}
+
+
+def _from_kohya(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the names of kohya's scripts, by those of diffusers."""
+    try:
+        from diffusers import StableDiffusionPipeline
+
+        with quiet():
+            found, alphas = StableDiffusionPipeline.lora_state_dict(dict(state))
+    except Exception as error:  # diffusers raises what it likes, also where transformers is missing
+        raise ModelError(
+            f"{path} has the names of kohya's scripts, and diffusers cannot convert them: {first_line(error)}"
+        ) from error
+    named = {
+        f"{name.removesuffix('.alpha')}.alpha": torch.tensor(float(alpha)) for name, alpha in (alphas or {}).items()
+    }
+    return {**found, **named}
+
+
+def _renamed(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """By peft's names, whatever version of diffusers wrote them."""
+    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+
+    if part == TEXT_ENCODER and not any("lora_A" in name for name in state):
+        with suppress(ValueError):  # of other names: they are named further on
+            state = convert_state_dict_to_peft(dict(state))
+    renamed: dict[str, Tensor] = convert_unet_state_dict_to_peft(dict(state))
+    return renamed
 
 
 def _adapter(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Adapter:
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
     weights: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
-    for name, value in convert_unet_state_dict_to_peft(dict(state)).items():
+    for name, value in state.items():
         found = _WEIGHT.match(name)
         if name.endswith(".alpha") and value.numel() == 1:
-            alphas[name.removesuffix(".alpha").removesuffix(".lora")] = float(value)
+            module = name.removesuffix(".alpha").removesuffix(".weight")
+            alphas[module.removesuffix(".lora_A").removesuffix(".lora")] = float(value)
         elif found is None:
             raise ModelError(f"{path} holds {name}, which is no weight of a LoRA (lora_A, lora_B).")
         else:

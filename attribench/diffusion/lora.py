@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def add_lora(network: nn.Module, adapter: Adapter, name: str) -> str:
         ModelError: it is the LoRA of another base, or of a kind that is not known; or peft is not installed.
     """
     peft = _peft()
+    adapter = _as_there(network, adapter)
     _check(network, adapter, name)
     ranks = adapter.ranks
     alphas, known = _alphas(adapter)
@@ -132,6 +134,19 @@ def _fill(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], path: Pa
         if value.shape != state[name].shape:
             raise ModelError(f"{path} is another LoRA: {name} is {_size(state[name])} in place of {_size(value)}.")
         value.data = state[name].to(value)
+
+
+def _as_there(network: nn.Module, adapter: Adapter) -> Adapter:
+    """With the modules' names of this version of transformers, some of which put text encoders into a ``text_model``."""
+    modules, prefix = dict(network.named_modules()), "text_model."
+    names = {module: module for module in adapter.weights}
+    if not any(module in modules for module in names):
+        others = {module: module.removeprefix(prefix) if prefix in module else f"{prefix}{module}" for module in names}
+        names = others if all(module in modules for module in others.values()) else names
+    weights = {names[module]: pair for module, pair in adapter.weights.items()}
+    return replace(
+        adapter, weights=weights, alphas={names.get(key, key): value for key, value in adapter.alphas.items()}
+    )
 
 
 def _check(network: nn.Module, adapter: Adapter, name: str) -> None:

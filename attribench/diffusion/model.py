@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from attribench.diffusion.inputs import ModelInputs, PixelInputs
+from attribench.diffusion.latents import Autoencoder
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.parameters import is_lora
+from attribench.diffusion.texts import TextEncoder
 from attribench.errors import ModelError
 
 
@@ -30,6 +32,10 @@ class DiffusionModel:
         num_classes: that it is told of; 0 for none.
         snapshots: load networks of the course of its training, in order.
         notes: what its user should know of how it was read, a sentence each.
+        autoencoder: makes the latents that noise is added to; None for a model of pixels. ``channels`` and ``image_size`` are
+            those of the images all the same.
+        text: makes what the network is told of a caption; None for one that is told no text.
+        kind: what its description says of these.
     """
 
     name: str
@@ -41,6 +47,9 @@ class DiffusionModel:
     num_classes: int = 0
     snapshots: Sequence[Callable[[], nn.Module]] = ()
     notes: Sequence[str] = ()
+    autoencoder: Autoencoder | None = None
+    text: TextEncoder | None = None
+    kind: str = ""
 
     def target_model(self) -> nn.Module:
         """The network."""
@@ -64,4 +73,4 @@ class DiffusionModel:
         what = {"epsilon": "the noise", "v_prediction": "v", "sample": "the image"}[self.schedule.prediction_type]
         classes = f", {self.num_classes} classes" if self.num_classes else ""
         lora = f", {adapted:,} of them LoRA's" if adapted else ""
-        return f"{self.name} ({count:,} parameters{lora}, predicts {what}{classes})"
+        return f"{self.name} ({count:,} parameters{lora}, predicts {what}{self.kind}{classes})"

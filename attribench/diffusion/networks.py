@@ -6,7 +6,7 @@ Weights are read from safetensors, and from checkpoints by torch's reader of pla
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model"
 
-#: Parts of a pipeline that say that its network does not see pixels.
-LATENT_PARTS = ("vae", "vqvae", "movq", "text_encoder")
+#: A network of pixels, and one that is told a text, by their classes in diffusers.
+PIXELS, TOLD = "UNet2DModel", "UNet2DConditionModel"
 
 #: What loads a network of the architecture of another.
 Load = Callable[[nn.Module], nn.Module]
@@ -42,33 +42,28 @@ def network_folder(path: Path) -> Path:
             f"{path} is no diffusers folder: neither {_CONFIG} nor unet/{_CONFIG} is in it, but {found}. Name the folder that "
             "save_pretrained wrote."
         )
-    for whole in (path, path.absolute().parent):  # the network's own folder lies in the pipeline's
-        index = whole / "model_index.json"
-        if index.is_file() and any(key in read_json(index) for key in LATENT_PARTS):
-            raise ModelError(f"{whole} is a pipeline that works on latents; models of pixels can be attributed.")
     return folder
 
 
-def read_network(folder: Path) -> nn.Module:
-    """A ``UNet2DModel`` in float32 and evaluation mode, from safetensors alone."""
-    from diffusers import UNet2DModel
+def read_network(folder: Path, kinds: Sequence[str] = (PIXELS,)) -> nn.Module:
+    """A network of diffusers in float32 and evaluation mode, from safetensors alone.
+
+    Args:
+        kinds: classes that it may be of; the first where its configuration names none.
+    """
+    import diffusers
 
     config = read_json(folder / _CONFIG)
-    kind = config.get("_class_name", UNet2DModel.__name__)
-    if kind != UNet2DModel.__name__:
-        raise ModelError(f"{folder} holds a {kind}; attribench knows {UNet2DModel.__name__}.")
-    weights = sorted(folder.glob(f"{_WEIGHTS}*.safetensors"))
-    if not weights:
-        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
-        if not pickled:
-            raise ModelError(f"{folder} holds no weights: {_WEIGHTS}.safetensors is missing.")
-        raise ModelError(_pickled(folder / pickled[0]))
-    variants = {file.name.removeprefix(_WEIGHTS).removesuffix(".safetensors").partition("-0")[0] for file in weights}
-    variant = "" if "" in variants else min(variants)
+    kind = config.get("_class_name", kinds[0])
+    if kind == TOLD and TOLD not in kinds:
+        raise ModelError(f"{folder} holds a {kind}, which is told a text: give the pipeline that it belongs to.")
+    if kind not in kinds:
+        raise ModelError(f"{folder} holds a {kind}; attribench knows {' and '.join(kinds)} here.")
+    variant = weights_variant(folder, _WEIGHTS, kind)
     try:
         with quiet():
-            network, info = UNet2DModel.from_pretrained(
-                folder, variant=variant.removeprefix(".") or None, use_safetensors=True, local_files_only=True,
+            network, info = getattr(diffusers, kind).from_pretrained(
+                folder, variant=variant, use_safetensors=True, local_files_only=True,
                 low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch.float32,
             )  # fmt: skip
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -87,6 +82,27 @@ def read_network(folder: Path) -> nn.Module:
         )
     result: nn.Module = network.eval()
     return result
+
+
+def weights_variant(folder: Path, stem: str, kind: str) -> str | None:
+    """Which variant of the weights lies in a folder, such as ``fp16``; None for the usual one.
+
+    Args:
+        stem: of their files' names.
+        kind: the class that reads them.
+
+    Raises:
+        ModelError: there are none in safetensors.
+    """
+    weights = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not weights:
+        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
+        if not pickled:
+            raise ModelError(f"{folder} holds no weights: {stem}.safetensors is missing.")
+        raise ModelError(_pickled(folder / pickled[0], kind))
+    variants = {file.name.removeprefix(stem).removesuffix(".safetensors").partition("-0")[0] for file in weights}
+    variant = "" if "" in variants else min(variants)
+    return variant.removeprefix(".") or None
 
 
 def read_network_file(path: Path) -> nn.Module:
@@ -193,12 +209,13 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     network.load_state_dict(state)
 
 
-def _pickled(path: Path) -> str:
+def _pickled(path: Path, kind: str = PIXELS) -> str:
     """What to say of weights that may run code when they are read."""
+    library = "transformers" if kind.startswith("CLIP") else "diffusers"
     if path.suffix == ".bin":
         folder = path.parent
         how = (
-            'if you trust it, convert it once: python -c "from diffusers import UNet2DModel as U; '
+            f'if you trust it, convert it once: python -c "from {library} import {kind} as U; '
             f"U.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
         )
     else:

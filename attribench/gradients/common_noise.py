@@ -48,7 +48,8 @@ _KIND = "common-noise-losses"
 
 #: The files that decide the losses; relative to the package.
 _DECISIVE = (
-    "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py", "diffusion/inputs.py",
+    "gradients/common_noise.py", "gradients/features.py", "gradients/per_sample.py",
+    "diffusion/digests.py", "diffusion/inputs.py",
     "diffusion/noise.py", "diffusion/parameters.py",
     "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip

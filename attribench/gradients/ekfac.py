@@ -41,7 +41,7 @@ from attribench.store.code import ROOT, source_hash
 _DECISIVE = ("gradients/ekfac.py", "computing/precision.py", *DECISIVE)
 
 _NO_LAYERS = (
-    "it needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"
+    "it needs a network made of 2-d convolutions, linear layers, group and layer norms, and no other parameters"
 )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from attribench.computing.cost import measure
 from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.parameters import choose, parameters_spec
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
@@ -29,7 +28,7 @@ from attribench.gradients.plan import Part, Plan
 from attribench.gradients.projection import Projection
 from attribench.method import AttributionContext, Needs, Queries
 from attribench.store.artifacts import Artifact, Spec, Staging
-from attribench.store.code import ROOT, class_hash, source_hash
+from attribench.store.code import ROOT, source_hash
 from attribench.store.files import canonical
 
 _KIND = "gradients"
@@ -39,13 +38,11 @@ DECISIVE = (
     "gradients/features.py", "gradients/feature_set.py", "gradients/factored.py", "gradients/kronecker.py",
     "gradients/layerwise.py", "gradients/options.py",
     "gradients/outputs.py", "gradients/per_sample.py",
-    "gradients/plan.py", "gradients/projection.py", "diffusion/inputs.py",
+    "gradients/plan.py", "gradients/projection.py", "diffusion/digests.py", "diffusion/inputs.py",
     "diffusion/noise.py", "diffusion/parameters.py", "data/image_sets.py", "computing/device.py", "computing/seeding.py",
 )  # fmt: skip
 
-_LAYERS_ONLY = (
-    "needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"
-)
+_LAYERS_ONLY = "needs a network made of 2-d convolutions, linear layers, group and layer norms, and no other parameters"
 
 #: Bytes of gradients that wait for their projection together: making the random matrix costs the same for one row as
 #: for many.
@@ -317,38 +314,6 @@ def model_spec(context: AttributionContext, model: nn.Module) -> Spec:
     That is its weights, which of them gradients are of, its noise schedule and its inputs.
     """
     return {"weights": model_digest(model), **parameters_spec(model), **context.schedule.spec, **context.inputs.spec}
-
-
-def model_digest(model: nn.Module) -> str:
-    """SHA-256 of all that a model's outputs depend on.
-
-    That is modules with their plain attributes and the code of those that somebody wrote, configuration, parameters and
-    buffers; not what their code calls, nor other objects that they hold.
-    """
-    digest = hashlib.sha256(repr(model).encode())
-    config = {key: value for key, value in dict(getattr(model, "config", {})).items() if not key.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, module in model.named_modules():
-        plain = [(key, value) for key, value in vars(module).items() if key not in _MODULE_STATE and _is_plain(value)]
-        written = class_hash(type(module))  # type: ignore[arg-type]
-        digest.update(f"{name}:{written}:{sorted(plain)}".encode())
-    for name, value in {**dict(model.named_buffers()), **model.state_dict()}.items():
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-#: What every module has, and whether it is in training, which changes from call to call.
-_MODULE_STATE = frozenset(vars(nn.Module()))
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a number or text, or a sequence or mapping of these, whose text is what it is."""
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):  # such as the factors by which LoRAs count
-        return all(map(_is_plain, (*value.keys(), *value.values())))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _mean(parts: Sequence[Part], artifacts: Sequence[Artifact]) -> Callable[[], Tensor]:

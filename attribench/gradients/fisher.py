@@ -36,7 +36,7 @@ _KIND = "fisher"
 #: The files that decide it; relative to the package.
 _DECISIVE = (
     "gradients/fisher.py", "gradients/features.py", "gradients/layerwise.py", "gradients/outputs.py",
-    "gradients/per_sample.py", "diffusion/inputs.py",
+    "gradients/per_sample.py", "diffusion/digests.py", "diffusion/inputs.py",
     "diffusion/noise.py", "diffusion/parameters.py",
     "data/image_sets.py", "computing/device.py", "computing/precision.py", "computing/seeding.py",
 )  # fmt: skip

@@ -51,6 +51,14 @@ def _group_norm(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tupl
     return _sum(normal * gradient, samples), _sum(gradient, samples)
 
 
+def _layer_norm(call: Mapping[str, Any], gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    shape = tuple(call["normalized_shape"])
+    normal = F.layer_norm(call["input"], shape, eps=call.get("eps", 1e-5))
+    found = (value.reshape(len(gradient) // samples, samples, -1, *shape) for value in (normal * gradient, gradient))
+    weight, bias = (value.sum((0, 2)) for value in found)
+    return weight, bias
+
+
 def _sum(rows: Tensor, samples: int) -> Tensor:
     """Sum ``(T · N, C, …)`` over timesteps and positions: ``(N, C)``."""
     return rows.reshape(len(rows) // samples, samples, rows.shape[1], -1).sum((0, 3))
@@ -72,6 +80,7 @@ _LAYERS: dict[Any, tuple[_Rule, tuple[str, ...]]] = {
         ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
     ),
     F.group_norm: (_group_norm, ("input", "num_groups", "weight", "bias", "eps")),
+    F.layer_norm: (_layer_norm, ("input", "normalized_shape", "weight", "bias", "eps")),
 }
 
 
@@ -107,7 +116,7 @@ Take = Callable[[LayerCall, Tensor], None]
 class LayerwiseGradients:
     """Takes the gradients of one network's parameters, one a sample.
 
-    It works where parameters are used as weights and biases of 2-d convolutions, linear layers, embeddings and group
+    It works where parameters are used as weights and biases of 2-d convolutions, linear layers, embeddings, group and layer
     normalisations and in no other way, whichever module does so: :attr:`complete` says whether that held.
 
     Args:

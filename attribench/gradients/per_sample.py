@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attribench.computing.device import exact_float32
 from attribench.data import ImageSet, to_unit_range
-from attribench.diffusion.inputs import Conditions, ModelInputs
+from attribench.diffusion.inputs import Conditions, ModelInputs, Rows
 from attribench.diffusion.noise import NoiseSchedule, sample_noise_batch
 from attribench.diffusion.parameters import trainable
 from attribench.gradients.layerwise import LayerwiseGradients, Take, whole
@@ -173,7 +173,7 @@ class Pass:
     noisy: Tensor
     target: Tensor
     timesteps: Tensor
-    conditions: Conditions
+    conditions: Mapping[str, Tensor]
 
 
 def noised_passes(
@@ -217,7 +217,8 @@ def told_rows(conditions: Conditions, images: slice, num_terms: int, like: Tenso
     """What the network is told of some images, once a term."""
     rows = {}
     for name, value in conditions.items():
-        part = value[images].to(like.device, like.dtype if value.is_floating_point() else None)
+        part = value.of(images) if isinstance(value, Rows) else value[images]
+        part = part.to(like.device, like.dtype if part.is_floating_point() else None)
         rows[name] = part.repeat(num_terms, *(1 for _ in part.shape[1:]))
     return rows
 

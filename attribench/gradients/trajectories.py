@@ -53,7 +53,7 @@ _CHUNK_BYTES = 2**30
 TOLERANCE = 1.0
 
 _NO_LAYERS = (
-    "it needs a network made of 2-d convolutions, linear layers and group normalisations, and no other parameters"
+    "it needs a network made of 2-d convolutions, linear layers, group and layer norms, and no other parameters"
 )
 
 _OTHER_MODEL = (

@@ -27,7 +27,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LEFT_OUT = frozenset((
     "commands", "configs", "configuration", "datamodules", "methods", "metrics", "records", "reporting", "truth", "workflows",
     "__main__.py", "api.py", "cli.py", "testing.py",
-    "data/decoding.py", "data/files.py", "data/folders.py", "data/reading.py", "data/sources.py", "data/tiff.py",
+    "data/captions.py", "data/decoding.py", "data/files.py", "data/folders.py", "data/reading.py", "data/sources.py",
+    "data/tiff.py",
     "diffusion/losses.py", "diffusion/adapters.py", "diffusion/foreign_files.py", "diffusion/lora.py",
     "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
     "diffusion/pretrained.py", "diffusion/recipes.py", "diffusion/sampling.py", "diffusion/schedulers.py",

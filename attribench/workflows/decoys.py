@@ -127,9 +127,11 @@ class Pool:
             prefix = f"other {prefix}"
         ids = (*self.train.ids, *(f"{prefix}{name}" for name in self.decoys.ids))
         labels = [images.labels for images in (self.train, self.decoys) if images.labels is not None]
-        return ImageSet(
-            torch.cat([self.train.images, self.decoys.images]), ids, torch.cat(labels) if len(labels) == 2 else None
-        )
+        captions = None
+        if self.train.captions is not None and self.decoys.captions is not None:
+            captions = (*self.train.captions, *self.decoys.captions)
+        joined = torch.cat([self.train.images, self.decoys.images])
+        return ImageSet(joined, ids, torch.cat(labels) if len(labels) == 2 else None, captions)
 
     def judge(self, scores: Tensor) -> Judgement | None:
         """What stands out.

@@ -15,7 +15,7 @@ from attribench.method import AttributionContext, AttributionMethod, Needs
 from attribench.records.lds import row_name
 
 #: What must be there beyond the memory that is said, as a share of it: measured peaks were up to an eighth above.
-_SPARE = 1 / 8
+SPARE = 1 / 8
 
 #: Seconds beyond which the option that saves time is named.
 _LONG = 600.0
@@ -53,12 +53,16 @@ def forecast(methods: Sequence[Planned], num_queries: int, progress: Progress) -
 def described(needs: Needs) -> str:
     """In words."""
     sizes = [naturalsize(size, binary=True, format="%.1f") for size in (needs.memory, needs.disk)]
-    time = precisedelta(round(needs.seconds), minimum_unit="seconds", format="%d") if needs.seconds >= 1 else "a second"
-    return f"{sizes[0]} of memory, {sizes[1]} on disk and {time}"
+    return f"{sizes[0]} of memory, {sizes[1]} on disk and {time_words(needs.seconds)}"
+
+
+def time_words(seconds: float) -> str:
+    """A length of time, in words."""
+    return precisedelta(round(seconds), minimum_unit="seconds", format="%d") if seconds >= 1 else "a second"
 
 
 def _shortage(name: str, needs: Needs, context: AttributionContext) -> str | None:
-    memory = round((1 + _SPARE) * needs.memory)
+    memory = round((1 + SPARE) * needs.memory)
     spared = shortage(f"{name}, with an eighth to spare,", memory, context.device)
     return spared or shortage(name, 0, context.device, needs.disk, context.store.root)
 

@@ -11,16 +11,19 @@ import torch
 from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
 from attribench.configuration.resolution import MethodConfig
+from attribench.data import ImageSet
 from attribench.data.decoding import Channels
 from attribench.data.files import some
 from attribench.data.folders import Folder, same_channels
 from attribench.data.sources import folder_labels, read_source
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.foreign_files import first_line
+from attribench.diffusion.inputs import known_labels
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.pretrained import load_model
 from attribench.errors import ModelError, UsageError
-from attribench.gradients.features import model_digest, model_spec
+from attribench.gradients.features import model_spec
 from attribench.gradients.per_sample import Example, told_rows
 from attribench.method import Access, AttributionContext, Queries
 from attribench.settings import Runtime
@@ -28,10 +31,14 @@ from attribench.store.artifacts import ArtifactStore
 from attribench.store.files import canonical, digest_text
 from attribench.store.shared import SharedStore
 from attribench.workflows.decoys import DecoyRequest, Pool
+from attribench.workflows.model_space import GivenCaptions, ModelSpace, check_decoys, in_model_space, with_captions
 from attribench.workflows.pieces import access_of
 
 #: Root of the noise; the seed of the benchmark's target model.
 _SEED = 42
+
+#: What messages call the images.
+_CALLED = {"train": "train images", "queries": "queries", "decoys": "decoys"}
 
 #: What a grey model's images are read as, and an RGB model's.
 _CHANNELS: dict[int, Channels] = {1: "grey", 3: "RGB"}
@@ -52,6 +59,10 @@ class Request:
         scheduler: its noise schedule, if it does not bring it, likewise.
         checkpoints: the folder of its training's checkpoints, likewise.
         lora: the file of its LoRA, likewise.
+        captions: of the train images, for a model that is told a text: a CSV or JSONL file, a mapping from names, or one an
+            image; None: those in ``metadata.jsonl`` or text files beside the images, or those that come with them. A file may
+            hold the queries' too, by paths from its own folder.
+        query_captions: of the queries, likewise.
         decoys: what to judge the ranking against; None for nothing.
     """
 
@@ -66,6 +77,8 @@ class Request:
     checkpoints: str | Path | None = None
     decoys: DecoyRequest | None = None
     lora: str | Path | None = None
+    captions: GivenCaptions = None
+    query_captions: GivenCaptions = None
 
     def __post_init__(self) -> None:
         if self.top < 0:
@@ -74,7 +87,8 @@ class Request:
             raise UsageError("--heat-maps must be 0 or more.")
         if self.image_size is not None and self.image_size < 2:
             raise UsageError("--image-size must be at least 2.")
-        belongings = {"--checkpoints": self.checkpoints, "--scheduler": self.scheduler, "--lora": self.lora}
+        belongings = {"--checkpoints": self.checkpoints, "--scheduler": self.scheduler, "--lora": self.lora,
+                      "--captions": self.captions, "--query-captions": self.query_captions}  # fmt: skip
         given = next((name for name, value in belongings.items() if value is not None), None)
         if self.model is None and given is not None:
             raise UsageError(f"{given} belongs to a model: name that with --model.")
@@ -109,6 +123,7 @@ class OwnImages:
         train: the train images, with labels where the model is told classes.
         queries: the images to explain, likewise.
         pool: the train images that are ranked, and what is scored beside them.
+        space: what methods that look at a model on latents are given in place of these; None for other models.
         model: None if there is none.
         store: where everything is kept.
         device: where to compute.
@@ -117,6 +132,7 @@ class OwnImages:
     train: Folder
     queries: Folder
     pool: Pool
+    space: ModelSpace | None
     model: DiffusionModel | None
     store: ArtifactStore
     device: torch.device
@@ -127,9 +143,10 @@ class OwnImages:
         access, own = access_of(config.cls), self.store.scoped(f"methods/{config.cls.__qualname__}")
         common = {"device": self.device, "seed": _SEED, "store": own, "access": access, "progress": self.progress}
         if access < Access.MODEL or self.model is None:
-            return AttributionContext(self.pool.everything, NoiseSchedule(), **common)  # type: ignore[arg-type]
+            pixels = replace(self.pool.everything, captions=None)
+            return AttributionContext(pixels, NoiseSchedule(), **common)  # type: ignore[arg-type]
         return AttributionContext(
-            self.pool.everything,
+            self.pool.everything if self.space is None else self.space.train,
             self.model.schedule,
             models=self.model,
             shared=SharedStore(self.store.scoped("shared")),
@@ -143,8 +160,9 @@ class OwnImages:
         Noise is a function of an image's name. A query and a train image of one name would share it, and look alike to a
         model for no other reason: for methods that look at one, queries have names of their own.
         """
-        images = self.queries.images
+        images = replace(self.queries.images, captions=None)
         if access >= Access.MODEL:
+            images = images if self.space is None else self.space.queries
             images = replace(images, ids=tuple(f"query: {name}" for name in images.ids))
         return Queries.of(images, "queries")
 
@@ -179,13 +197,24 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
         progress.message(f"The model: {model.description}.")
         for note in model.notes:
             progress.message(note)
+        if model.text is None and (request.captions is not None or request.query_captions is not None):
+            raise UsageError(f"--captions: {model.name} is told no text.")
     size, channels = _image_size(request, model), _channels(request, model)
-    sources = (("train", request.train), ("queries", request.queries))
-    train, queries = same_channels(*(_read(name, source, size, channels, store, progress) for name, source in sources))
-    if model is not None:
-        if model.num_classes:
-            train, queries = _labelled(request, model, train, queries, progress)
-        _try_out(model, train, device)
+    told = model is not None and model.text is not None
+
+    def read(name: str, source: object, wanted: Channels = channels, side: int | None = size) -> Folder:
+        found = read_source(source, side, store, channels=wanted, progress=progress, name=name)
+        if told:
+            given, about = request.captions, name == "train"
+            if name == "queries" and request.query_captions is not None:
+                given, about = request.query_captions, True
+            found = with_captions(found, source, None if name == "decoys" else given, _CALLED[name], about)
+        _report(found, source if isinstance(source, str | Path) else name, progress)
+        return found
+
+    train, queries = same_channels(read("train", request.train), read("queries", request.queries))
+    if model is not None and model.num_classes:
+        train, queries = _labelled(request, model, train, queries, progress)
 
     def decoys(folder: Path, of_train: Channels) -> Folder:
         height, width = train.images.image_shape[1:]
@@ -193,7 +222,9 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
             raise UsageError(
                 f"--decoys {folder}: pictures become squares, and the train images are of {height}×{width}."
             )
-        found = _read("decoys", folder, width, of_train, store, progress)
+        found = read("decoys", folder, of_train, width)
+        if told:
+            check_decoys(train.images, found.images)
         if model is None or not model.num_classes:
             return found
         known = train.images.ids if isinstance(request.train, str | Path) else ()
@@ -201,11 +232,20 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
         return replace(found, images=replace(found.images, labels=labels))
 
     pool = Pool.of(train.images, request.decoys, decoys, progress, trained=model is not None)
-    return OwnImages(train, queries, pool, model, store, device, progress)
+    space = None
+    if model is not None and model.autoencoder is not None:
+        model, space = in_model_space(model, pool.everything, queries.images, store, device, progress)
+    if model is not None:
+        _try_out(model, pool.everything if space is None else space.train, device)
+    return OwnImages(train, queries, pool, space, model, store, device, progress)
 
 
 def _image_size(request: Request, model: DiffusionModel | None) -> int | None:
     own, asked = model.image_size if model else None, request.image_size
+    if model is not None and model.autoencoder is not None:
+        if asked and asked % model.autoencoder.factor:
+            raise UsageError(f"--image-size {asked}: the model takes multiples of {model.autoencoder.factor}.")
+        own = asked or own  # its network takes other sizes too, and may have been tuned on them
     if own and asked and own != asked:
         raise UsageError(f"--image-size {asked}: the model takes images of {own}×{own}.")
     size = own or asked
@@ -224,16 +264,11 @@ def _channels(request: Request, model: DiffusionModel | None) -> Channels:
     return own
 
 
-def _read(
-    name: str, source: object, size: int | None, channels: Channels, store: ArtifactStore, progress: Progress
-) -> Folder:
-    found = read_source(source, size, store, channels=channels, progress=progress, name=name)
-    place = source if isinstance(source, str | Path) else name
+def _report(found: Folder, place: object, progress: Progress) -> None:
     for file, reason in found.skipped.items():
         progress.message(f"Skipped {Path(str(place)) / file}: {reason}.")
     if found.others:
         progress.message(f"Passed over in {place}, no pictures: {len(found.others)} ({some(found.others)}).")
-    return found
 
 
 def _labelled(
@@ -253,15 +288,15 @@ def _labelled(
         if of_folder[1]:
             queries = replace(queries, images=replace(queries.images, labels=asked))
     for folder in (train, queries):
-        model.inputs.seen(folder.images)
+        known_labels(folder.images.labels, model.num_classes)
     return train, queries
 
 
 @torch.no_grad()  # not inference_mode: weights that are moved to a GPU in it could have no gradients ever after
-def _try_out(model: DiffusionModel, train: Folder, device: torch.device) -> None:
+def _try_out(model: DiffusionModel, train: ImageSet, device: torch.device) -> None:
     """Run the network once, so that images it cannot take are an error of one line."""
     network = model.network.to(device).eval()
-    example = Example.of(model.inputs, model.inputs.seen(train.images))
+    example = Example.of(model.inputs, model.inputs.seen(train))
     like = next(network.parameters())
     blank = torch.zeros(1, *example.shape, device=device, dtype=like.dtype)
     told = told_rows(example.conditions, slice(0, 1), 1, blank)

@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.parameters import trainable
 from attribench.diffusion.pretrained import load_model
 from attribench.errors import ModelError
-from attribench.gradients.features import model_digest
 
 NOISY = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -151,8 +151,12 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "foreign": (lambda state: state.update({"conv_in.hada_w1_a": torch.ones(2)}), "hada_w1_a, which is no weight of a LoRA"),
     "kohya": (
+        lambda state: (state.clear(), state.update({"lora_unet_mid_block_to_q.lora_down.weight": torch.ones(2, 8)})),
+        "names of kohya's scripts, and diffusers cannot convert them",
+    ),
+    "some of kohya's names": (
         lambda state: state.update({"lora_unet_mid_block_attentions_0_to_q.lora_down.weight": torch.ones(2, 8)}),
-        "names of kohya's scripts .*load_lora_weights",
+        "holds lora_unet_mid_block_attentions_0_to_q.lora_down.weight, which is no weight of a LoRA",
     ),
     "transformer": (
         lambda state: state.update({"transformer.blocks.0.to_q.lora_A.weight": torch.ones(2, 8)}), "weights of a transformer"

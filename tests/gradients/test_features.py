@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from attribench import Access, AttribenchError, AttributionContext, ImageSet
 from attribench.computing.seeding import derive_seed
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.errors import AccessError, UsageError
 from attribench.gradients import budget, features, per_sample
 from attribench.gradients.feature_set import FeatureSet
-from attribench.gradients.features import GradientFeatures, model_digest
+from attribench.gradients.features import GradientFeatures
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.outputs import ModelOutput
 from attribench.gradients.projection import Projection

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.computing.seeding import derive_seed
+from attribench.diffusion.digests import model_digest
 from attribench.diffusion.inputs import PixelInputs
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule, PredictionType, sample_noise
 from attribench.errors import DataError
-from attribench.gradients.features import GradientFeatures, model_digest
+from attribench.gradients.features import GradientFeatures
 from attribench.gradients.kronecker import kronecker_layers
 from attribench.gradients.options import FeatureOptions
 from attribench.gradients.per_sample import layerwise_bytes
