@@ -357,6 +357,30 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class RayOptions:
+    """The cluster of ``--executor ray``.
+
+    Args:
+        address: which cluster: auto, the one that runs here; HOST:PORT; or local, one of this machine alone.
+        gpus_per_job: GPUs a job where nodes have any; 0.5: two jobs share one.
+        cpus_per_job: CPUs that a job takes of its node; it computes with one thread.
+        carry: for nodes that do not share the work directory: Ray carries what jobs read and make.
+    """
+
+    address: str = "auto"
+    gpus_per_job: float = 1.0
+    cpus_per_job: float = 1.0
+    carry: bool = False
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_job
+        _require(
+            0 <= gpus <= 1 or gpus == int(gpus), f"--ray.gpus_per_job {gpus}: a share of one GPU, or a whole number."
+        )
+        _require(self.cpus_per_job > 0, f"--ray.cpus_per_job {self.cpus_per_job} must be positive.")
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how to compute; never changes a result.
 
@@ -364,6 +388,7 @@ class Runtime:
         workdir: the artifact store.
         accelerator: Lightning's accelerator: auto, cpu, gpu, …
         devices: Lightning's devices, e.g. ``auto``, ``1`` or ``0,1``.
+        executor: where jobs run: local, in processes of this machine; or ray, on the nodes of a Ray cluster.
         workers: processes that train models side by side; 0 = one a CPU core, or as many a GPU as the next option says.
         workers_per_gpu: processes that share a GPU, for models too small to fill it.
         evaluation_batch: images a forward pass when losses are measured or images generated.
@@ -372,11 +397,13 @@ class Runtime:
         dead_after: seconds without a sign of life after which a process on another machine counts as dead, and its work is
             taken over.
         shard: which jobs come first.
+        ray: the cluster, with ``executor`` ray.
     """
 
     workdir: str = "runs"
     accelerator: str = "auto"
     devices: str = "auto"
+    executor: str = "local"
     workers: int = 0
     workers_per_gpu: int = 1
     evaluation_batch: int = 256
@@ -384,8 +411,10 @@ class Runtime:
     lock_timeout: float = 6 * 3600.0
     dead_after: float = 120.0
     shard: Shard = field(default_factory=Shard, metadata={"option": False})
+    ray: RayOptions = field(default_factory=RayOptions, metadata={"option": False})
 
     def __post_init__(self) -> None:
+        _require(self.executor in ("local", "ray"), f"--executor {self.executor}: local or ray.")
         _require(self.workers >= 0, "--workers must be at least 0.")
         _require(self.workers_per_gpu >= 1, "--workers_per_gpu must be at least 1.")
         _require(self.dead_after >= 20, "--dead_after must be at least 20: a sign of life comes every 5 seconds.")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from attribench.settings import Runtime
 
 
+#: Options that are no section of the configuration, though they have a dot.
+_RAY = "--ray."
+
+
 def new_parser(command: str, description: str) -> Any:
     """A parser with ``--help`` as a plain flag."""
     from jsonargparse import ArgumentParser
@@ -59,17 +63,22 @@ def add_galleries_option(parser: Any) -> None:
 
 
 def add_runtime_options(parser: Any) -> None:
-    """Those fields of :class:`Runtime` that are options, with the help of its docstring."""
+    """Those fields of :class:`Runtime` that are options, and those of :class:`RayOptions`, with help from their docstrings."""
+    from attribench.settings import RayOptions, Runtime
+
+    _add_fields(parser, Runtime, runtime_fields(), "--")
+    _add_fields(parser, RayOptions, fields(RayOptions), _RAY)
+
+
+def _add_fields(parser: Any, cls: type[Any], added: Sequence[Field[Any]], prefix: str) -> None:
     from docstring_parser import parse
 
-    from attribench.settings import Runtime
-
-    described = {item.arg_name: item.description for item in parse(Runtime.__doc__ or "").params}
-    kinds = {"str": str, "int": int, "float": float}
-    for item in runtime_fields():
-        kind = kinds[str(item.type)]
+    described = {item.arg_name: item.description for item in parse(cls.__doc__ or "").params}
+    kinds = {"str": str, "int": int, "float": float, "bool": bool}
+    for item in added:
         text = " ".join((described[item.name] or "").split())
-        parser.add_argument(f"--{item.name}", type=kind, default=item.default, help=text[:1].upper() + text[1:])
+        kind = kinds[str(item.type)]
+        parser.add_argument(f"{prefix}{item.name}", type=kind, default=item.default, help=text[:1].upper() + text[1:])
 
 
 def runtime_fields() -> list[Field[Any]]:
@@ -117,7 +126,7 @@ def split_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        if not (name.startswith("--") and "." in name):
+        if not (name.startswith("--") and "." in name) or name.startswith(_RAY):
             own.append(argument)
             continue
         if not equals:
@@ -216,9 +225,10 @@ def configured(
 
 def runtime_of(options: Any) -> Runtime:
     """Where and how to compute."""
-    from attribench.settings import Runtime
+    from attribench.settings import RayOptions, Runtime
 
-    return Runtime(**{item.name: getattr(options, item.name) for item in runtime_fields()})
+    cluster = RayOptions(**{item.name: getattr(options.ray, item.name) for item in fields(RayOptions)})
+    return Runtime(**{item.name: getattr(options, item.name) for item in runtime_fields()}, ray=cluster)
 
 
 def _print_help(parser: Any, options_given: Sequence[str], *, methods: bool) -> None:

@@ -12,7 +12,7 @@ from attribench.data import ImageSet
 from attribench.store.artifacts import ArtifactStore
 from attribench.store.journal import Journal
 from attribench.truth.experiment import Experiment
-from attribench.truth.jobs import Job
+from attribench.truth.jobs import Job, maker
 
 #: Processes that are named, those that made most first.
 _SHOWN = 12
@@ -60,9 +60,9 @@ def _at_work(store: ArtifactStore, jobs: Sequence[Job]) -> list[str]:
     """Who made how much of it, and is at what now."""
     now: dict[str, list[str]] = {}
     for job in jobs:
-        if job.find(store) is None and (maker := job.maker(store)) is not None:
-            now.setdefault(maker, []).append(job.name)
-    lines = [f"  {maker}: {', '.join(names)}" for maker, names in sorted(now.items())]
+        if job.find(store) is None and (who := maker(job, store)) is not None:
+            now.setdefault(who, []).append(job.name)
+    lines = [f"  {who}: {', '.join(names)}" for who, names in sorted(now.items())]
     made = Counter(entry.doer for entry in Journal(store.root).entries())
     lines = ["At work:", *lines] if lines else []
     if made:

@@ -142,17 +142,21 @@ class ArtifactStore:
         self._verified: set[Path] = set()
         #: Bytes on disk of every artifact that was found or made through this object, by kind and key.
         self.used: dict[str, int] = {}
+        #: The artifacts that were made through this object and its views.
+        self.made: list[Artifact] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A display does not travel to a worker process: there, damage is reported on standard error.
-        return {**vars(self), "report": _say, "_verified": set(), "used": {}}
+        return {**vars(self), "report": _say, "_verified": set(), "used": {}, "made": []}
 
     def scoped(self, namespace: str) -> ArtifactStore:
         """A view of this store whose kinds all begin with ``namespace/``."""
-        return ArtifactStore(
+        view = ArtifactStore(
             self.root, f"{self.namespace}{namespace}/", self.lock_timeout, self.report,
             dead_after=self.dead_after, assigned=self.assigned, doer=self.doer,
         )  # fmt: skip
+        view.made = self.made
+        return view
 
     def key(self, spec: Spec) -> str:
         """The name of the folder that an artifact with this specification has."""
@@ -176,6 +180,29 @@ class ArtifactStore:
             return None
         self.used[f"{kind}/{key}"] = artifact.num_bytes
         return artifact
+
+    def find_key(self, kind: str, key: str) -> Artifact | None:
+        """Like :meth:`find`, by the folder's name."""
+        folder = self.root / (self.namespace + kind) / key
+        if not folder.is_dir():
+            return None
+        damage = self.damage(kind, key, folder)
+        if damage is not None:
+            self.set_aside(folder, damage)
+            return None
+        return self._open(self.namespace + kind, key, folder)
+
+    def damage(self, kind: str, key: str, folder: Path) -> str | None:
+        """What is wrong with an artifact in a folder, or None."""
+        try:
+            artifact = self._open(self.namespace + kind, key, folder)
+        except _DamagedError as damage:
+            return str(damage)
+        return (
+            None
+            if self.key(artifact.spec) == key
+            else f"{folder / SPEC} holds another specification than its name says"
+        )
 
     def count(self, kind: str) -> int:
         """How many folders of a kind there are, whatever is in them: artifacts, at most."""
@@ -303,6 +330,7 @@ class ArtifactStore:
         self._verified.add(folder)
         artifact = self._open(kind, key, folder)
         self.used[f"{kind}/{key}"] = artifact.num_bytes
+        self.made.append(artifact)
         return artifact
 
     def _write_manifest(self, folder: Path, kind: str, info: Mapping[str, Any]) -> None:

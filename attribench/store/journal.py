@@ -47,10 +47,14 @@ class Journal:
     def __init__(self, root: Path, doer: str = "") -> None:
         self._folder, self._doer = root / FOLDER, doer
 
-    def add(self, kind: str, key: str, attempt: int, seconds: float) -> None:
-        """Say that this process made an artifact. A journal that cannot be written does no harm."""
+    def add(self, kind: str, key: str, attempt: int, seconds: float, maker: str = "") -> None:
+        """Say that this process made an artifact. A journal that cannot be written does no harm.
+
+        Args:
+            maker: who did, if not this process.
+        """
         host, pid = socket.gethostname(), os.getpid()
-        name = f"process {pid} on {host}" + (f" ({self._doer})" if self._doer else "")
+        name = (maker or f"process {pid} on {host}") + (f" ({self._doer})" if self._doer else "")
         line = json.dumps(asdict(Entry(name, kind, key, attempt, seconds, round(time.time(), 3))))
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attribench.errors import ArtifactError
-from attribench.store.artifacts import ArtifactStore, Staging
+from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.store.files import canonical, digest_text
 
 KIND = "bases"
@@ -24,6 +24,10 @@ class Base(Protocol):
     @property
     def content(self) -> str:
         """Hash of the weights: what the models that are trained on it are bound to."""
+
+    @property
+    def inputs(self) -> list[tuple[str, Spec]]:
+        """Kinds and specifications of the artifacts that it is read from."""
 
     def load(self, store: ArtifactStore) -> nn.Module:
         """The network in evaluation mode, on the CPU; another object at every call.
@@ -51,6 +55,10 @@ class StoredBase:
     @property
     def spec(self) -> dict[str, Any]:
         return {"content": self.content, "config": digest_text(self.config)}
+
+    @property
+    def inputs(self) -> list[tuple[str, Spec]]:
+        return [(KIND, self.spec)]
 
     def load(self, store: ArtifactStore) -> nn.Module:
         artifact = store.find(KIND, self.spec)

@@ -16,11 +16,11 @@ from multiprocessing import connection
 from typing import Any, Protocol
 
 from attribench.computing.progress import Progress, Task
-from attribench.errors import ArtifactError, AttribenchError
+from attribench.errors import ArtifactError, AttribenchError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
 from attribench.truth.jobs import Job
-from attribench.truth.waiting import Patience, Waiting
+from attribench.truth.waiting import Accounts, Patience, Waiting
 
 # Below this much work (forward passes of one image), starting worker processes takes longer than it saves.
 _WORTH_PROCESSES = 400_000
@@ -34,7 +34,17 @@ class Executor(Protocol):
 
 
 def make_executor(jobs: Sequence[Job], store: ArtifactStore, runtime: Runtime, progress: Progress) -> Executor:
-    """In-process for little work or one worker, else worker processes."""
+    """In-process for little work or one worker, else worker processes; or the workers of a Ray cluster.
+
+    Raises:
+        UsageError: Ray is asked for and not installed, or there is no cluster.
+    """
+    if runtime.executor == "ray":
+        try:
+            from attribench.truth.ray_executor import RayExecutor
+        except ImportError as error:
+            raise UsageError("--executor ray needs Ray: pip install 'attribench[ray]', on all nodes.") from error
+        return RayExecutor(store, runtime, progress)
     workers = min(runtime.workers or default_workers(runtime), len(jobs))
     if workers <= 1 or (not runtime.workers and sum(job.cost for job in jobs) < _WORTH_PROCESSES):
         return InProcessExecutor(store, runtime, progress)
@@ -50,23 +60,6 @@ def default_workers(runtime: Runtime) -> int:
     if resolve_device(runtime.accelerator).type == "cuda":
         return torch.cuda.device_count() * runtime.workers_per_gpu
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Accounts:
-    """Turns the jobs' reports into the bar's progress; a finished job counts in full, however it came to be done."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._reported: dict[int, float] = {}
-
-    def add(self, index: int, job: Job, units: float) -> None:
-        units = min(units, job.cost - self._reported.get(index, 0.0))
-        if units > 0:
-            self._reported[index] = self._reported.get(index, 0.0) + units
-            self._task.advance(units)
-
-    def finish(self, index: int, job: Job) -> None:
-        self.add(index, job, job.cost)
 
 
 class InProcessExecutor:

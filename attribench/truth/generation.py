@@ -12,7 +12,7 @@ from attribench.diffusion.recipes import SAMPLING, recipe
 from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError
 from attribench.settings import GenerationSettings, Runtime
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.truth.jobs import Report, TrainJob
 from attribench.truth.resources import Memory, image_bytes
 
@@ -52,13 +52,20 @@ class GenerateJob:
         size, images = self.trained.size(runtime), image_bytes(len(self.seeds), self.trained.image_shape)
         return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
 
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        return self.trained.outcome
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        model = self.trained.find(store)
+        return None if model is None else ("regenerated", self.spec(model))
+
+    @property
+    def unfinished(self) -> str | None:
+        return None
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)
         return None if model is None else store.find("regenerated", self.spec(model))
-
-    def maker(self, store: ArtifactStore) -> str | None:
-        model = self.trained.find(store)
-        return None if model is None else store.maker("regenerated", self.spec(model))
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile

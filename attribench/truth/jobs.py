@@ -23,10 +23,10 @@ from attribench.diffusion.network import build_network
 from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
 from attribench.diffusion.training import checkpoint_steps, load_lora, load_network, num_steps, train_network
 from attribench.diffusion.tuning import add_lora, trained_weights
-from attribench.diffusion.unfinished import UnusableStateError, checkpoint_name
+from attribench.diffusion.unfinished import RESUME_FILE, UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
-from attribench.store.artifacts import Artifact, ArtifactStore, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.store.files import canonical
 from attribench.truth.base import Base
 from attribench.truth.resources import Blueprint, Memory, Size, image_bytes, size_of
@@ -55,11 +55,18 @@ class Job(Protocol):
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         """What it takes at the peak, on a CPU or on a GPU."""
 
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        """Kinds and specifications of the artifacts that it reads; those it needs are there."""
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        """Kind and specification of the artifact that it makes; None as long as what that is bound to is not there."""
+
+    @property
+    def unfinished(self) -> str | None:
+        """The file of its working folder that an interrupted one goes on from; None: it starts anew."""
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         """The finished artifact, if it is there."""
-
-    def maker(self, store: ArtifactStore) -> str | None:
-        """Who is at it, in words; None for nobody."""
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         """Do it, unless it is done.
@@ -67,6 +74,12 @@ class Job(Protocol):
         Raises:
             LockBusyError: another process is at it.
         """
+
+
+def maker(job: Job, store: ArtifactStore) -> str | None:
+    """Who is at a job, in words; None for nobody."""
+    output = job.output(store)
+    return None if output is None else store.maker(*output)
 
 
 def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
@@ -170,11 +183,18 @@ class TrainJob:
         # Of a subset the whole train set is read first: twice as large for subsets of a half.
         return Memory.of(size.training, size.weights + 3 * images, cuda=cuda)
 
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        return [("images", {"content": self.train_hash}), *(self.base.inputs if self.base else [])]
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        return "models", self.spec
+
+    @property
+    def unfinished(self) -> str | None:
+        return RESUME_FILE
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         return store.find("models", self.spec)
-
-    def maker(self, store: ArtifactStore) -> str | None:
-        return store.maker("models", self.spec)
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         def build(staging: Staging) -> None:
@@ -208,6 +228,11 @@ class TrainJob:
                 staging.adopt(work / name, name)
 
         return store.get_or_create("models", self.spec, build, wait=False)
+
+    @property
+    def outcome(self) -> list[tuple[str, Spec]]:
+        """Kinds and specifications of what loading the trained network reads."""
+        return [("models", self.spec), *(self.base.inputs if self.base else [])]
 
     def checkpoint_names(self) -> list[str]:
         """File names of the kept checkpoints, oldest first."""
@@ -286,13 +311,20 @@ class LossJob:
         size, images = self.trained.size(runtime), image_bytes(self.num_queries, self.trained.image_shape)
         return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
 
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        return [("images", {"content": self.queries_hash}), *self.trained.outcome]
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        model = self.trained.find(store)
+        return None if model is None else ("losses", self.spec(model))
+
+    @property
+    def unfinished(self) -> str | None:
+        return None
+
     def find(self, store: ArtifactStore) -> Artifact | None:
         model = self.trained.find(store)
         return None if model is None else store.find("losses", self.spec(model))
-
-    def maker(self, store: ArtifactStore) -> str | None:
-        model = self.trained.find(store)
-        return None if model is None else store.maker("losses", self.spec(model))
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile

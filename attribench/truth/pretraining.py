@@ -16,7 +16,7 @@ from attribench.diffusion.networks import network_folder, read_network
 from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule
 from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
-from attribench.store.artifacts import ArtifactStore
+from attribench.store.artifacts import ArtifactStore, Spec
 from attribench.truth.base import Base, store_base, weights_hash
 from attribench.truth.executors import InProcessExecutor
 from attribench.truth.jobs import TrainJob, save_images
@@ -35,6 +35,10 @@ class TrainedBase:
 
     job: TrainJob
     content: str
+
+    @property
+    def inputs(self) -> list[tuple[str, Spec]]:
+        return self.job.outcome
 
     def load(self, store: ArtifactStore) -> nn.Module:
         return self.job.load(store)

@@ -1,4 +1,4 @@
-"""Jobs that are not done: which may begin now."""
+"""Jobs that are not done: which may begin now, and how far they are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from attribench.computing.progress import Progress
+from attribench.computing.progress import Progress, Task
 from attribench.store.artifacts import LockBusyError
 from attribench.truth.jobs import Job
 
 #: Seconds until a job that another process was at is tried again.
 BUSY_PAUSE = 0.5
+
+
+class Accounts:
+    """Turns the jobs' reports into the bar's progress; a finished job counts in full, however it came to be done."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._reported: dict[int, float] = {}
+
+    def add(self, index: int, job: Job, units: float) -> None:
+        units = min(units, job.cost - self._reported.get(index, 0.0))
+        if units > 0:
+            self._reported[index] = self._reported.get(index, 0.0) + units
+            self._task.advance(units)
+
+    def finish(self, index: int, job: Job) -> None:
+        self.add(index, job, job.cost)
 
 
 class Waiting:

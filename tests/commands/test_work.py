@@ -161,6 +161,12 @@ def test_a_script_for_sbatch_states_what_the_model_takes(tmp_path: Path, capsys:
         (["jobs", "--format", "pbs"], "--format pbs: slurm or list."),
         (["jobs", "--shards", "0"], "at least one process"),
         (["work", "--dead_after", "3"], "--dead_after must be at least 20"),
+        (["ground-truth", "--executor", "dask"], "--executor dask: local or ray."),
+        (
+            ["ground-truth", "--ray.gpus_per_job", "1.5"],
+            "--ray.gpus_per_job 1.5: a share of one GPU, or a whole number.",
+        ),
+        (["ground-truth", "--ray.adress", "auto"], "Did you mean '--ray.address'?"),
         (["work", "--workers_per_gpu", "0"], "--workers_per_gpu must be at least 1"),
     ],
 )

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import pytest
 
 from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress
-from attribench.errors import ArtifactError, AttribenchError
+from attribench.errors import ArtifactError, AttribenchError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore
 from attribench.truth.executors import InProcessExecutor, ProcessExecutor, default_workers, make_executor
@@ -198,3 +200,22 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, runtime: Runtime) -> None:
         time.sleep(0.05)
     assert not any(child.is_alive() for child in children)
     assert not any(job.find(store) for job in jobs)
+
+
+def test_ray_is_imported_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    """A ground truth of one process, from the command on."""
+    code = f"""
+import sys
+from attribench.cli import main
+call = ["ground-truth", "--dataset", "digits", "--preset", "smoke", "--workers", "1", "--accelerator", "cpu"]
+assert main([*call, "--workdir", {str(tmp_path)!r}]) == 0
+assert not [name for name in sys.modules if name.partition(".")[0] == "ray"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_ray_is_missing_the_call_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "attribench.truth.ray_executor", raising=False)
+    with pytest.raises(UsageError, match=r"pip install 'attribench\[ray\]'"):
+        make_executor([Sum(0, "")], ArtifactStore(tmp_path), Runtime(executor="ray"), Progress())
