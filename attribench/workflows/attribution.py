@@ -22,7 +22,8 @@ from attribench.workflows.explanation import explained, knows_where, with_eviden
 from attribench.workflows.forecast import Planned, forecast
 from attribench.workflows.model_space import in_pixels
 from attribench.workflows.own_images import OwnImages, Request, check_methods, open_images
-from attribench.workflows.scoring import Scoring, access_of, require, require_defined
+from attribench.workflows.pieces import access_of
+from attribench.workflows.scoring import Scoring, require, require_defined
 
 #: Raise it when evidence in the store must not be read any more.
 _EVIDENCE_FORMAT = 1
