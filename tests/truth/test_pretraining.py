@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from attribench.diffusion.network import build_network
 from attribench.errors import AttribenchError, ModelError, UsageError
 from attribench.records.lds import load_records
 from attribench.settings import ModelSettings, Runtime, Settings, TrainingSettings
+from attribench.truth.base import store_base
 from attribench.truth.experiment import Experiment
 from attribench.workflows.opening import open_experiment, setting_hash
 
@@ -113,6 +116,43 @@ def test_another_base_is_another_model_wherever_it_lies(tmp_path: Path, tiny_mod
     hashes = [setting_hash(experiment, config) for experiment, config in zip(experiments, configs, strict=True)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert configs[0].overrides == configs[1].overrides == {"model.base": "one"}
+
+
+@pytest.mark.parametrize("changed", [{"norm_eps": 1e-2}, {"act_fn": "relu"}, {"freq_shift": 1}])
+def test_the_same_weights_used_otherwise_are_another_base(
+    folder: Path, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other" / "base"))
+    config = json.loads((other / "config.json").read_text())
+    assert config.items().isdisjoint(changed.items())
+    (other / "config.json").write_text(json.dumps({**config, **changed}))
+    ours, theirs = (opened(tmp_path / "runs", str(path)) for path in (folder, other))
+    noisy, timesteps = torch.randn(1, 1, 8, 8), torch.tensor([5])
+    with torch.no_grad():
+        outputs = [of.base.load(of.store)(noisy, timesteps).sample for of in (ours, theirs)]  # type: ignore[union-attr]
+    assert not torch.allclose(*outputs, atol=1e-3)
+    assert ours.store.key(ours.target.spec) != theirs.store.key(theirs.target.spec)
+    config_of = [resolve("digits-lora", "smoke", [], {"model": {"base": str(path)}}) for path in (folder, other)]
+    assert setting_hash(ours, config_of[0]) != setting_hash(theirs, config_of[1])
+
+
+def test_a_base_is_the_same_from_a_setting_a_folder_a_bundle_and_another_diffusers(
+    made: Experiment, tmp_path: Path
+) -> None:
+    base = made.base
+    assert base is not None
+    network: Any = base.load(made.store)
+    network.save_pretrained(tmp_path / "base")
+    config_file = tmp_path / "base" / "config.json"
+    written = json.loads(config_file.read_text())
+    assert opened(tmp_path / "runs", str(tmp_path / "base")).base.content == base.content  # type: ignore[union-attr]
+    exported = store_base(made.store, dict(network.config), network.state_dict())
+    assert exported.content == base.content
+    # One version writes an option that another does not know yet, or leaves one out that has its usual value.
+    assert written["act_fn"] == "silu"
+    older = {key: value for key, value in written.items() if key != "act_fn"}
+    config_file.write_text(json.dumps({**older, "option_of_the_future": None}))
+    assert opened(tmp_path / "runs", str(tmp_path / "base")).base.content == base.content  # type: ignore[union-attr]
 
 
 def test_other_lora_is_another_model(made: Experiment) -> None:
