@@ -19,6 +19,9 @@ _OLDER_PRECISIONS = ("32", "bf16", "16", "64")
 #: The layers that LoRA is trained in unless other ones are named: attention's projections, as D-TRAK and diffusers have it.
 LORA_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 
+#: The dropout of a network that is trained from scratch.
+USUAL_DROPOUT = 0.1
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -40,7 +43,7 @@ class ModelSettings:
         downsample_padding: padding of the down-sampling convolutions.
         flip_sin_to_cos: order of sine and cosine in the time embedding.
         freq_shift: frequency shift of the time embedding.
-        dropout: probability of every dropout layer.
+        dropout: probability of every dropout layer; none: 0.1, or with a base what that has itself.
         base: train LoRA on this pretrained network, which says by itself how it is built: a diffusers folder, or
             ``DATASET:PRESET``, a setting of this benchmark whose target model it is. None: train a network from scratch.
     """
@@ -55,11 +58,13 @@ class ModelSettings:
     downsample_padding: int = 1
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    dropout: float = 0.1
+    dropout: float | None = None
     base: str | None = None
 
     def __post_init__(self) -> None:
-        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
+        if self.dropout is None and self.base is None:
+            object.__setattr__(self, "dropout", USUAL_DROPOUT)  # frozen
+        _require(self.dropout is None or 0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
         if self.base is not None:
             self._check_nothing_but_base()
             return

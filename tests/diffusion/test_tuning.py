@@ -114,6 +114,30 @@ def test_training_leaves_the_base_as_it_was_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_a_base_keeps_its_own_dropout_where_none_is_given(
+    loader: Loader, training: TrainingSettings, images: torch.Tensor, tmp_path: Path
+) -> None:
+    def begun() -> nn.Module:
+        network = loader()
+        for index, module in enumerate(dropouts(network)):
+            module.p = (0.0, 0.25)[index % 2]
+        return network
+
+    def dropouts(network: nn.Module) -> list[nn.Dropout]:
+        return [module for module in network.modules() if isinstance(module, nn.Dropout)]
+
+    own = [module.p for module in dropouts(begun())]
+    assert set(own) == {0.0, 0.25}
+    network = train_network(images, ModelSettings(base="some-base"), training, 7, tmp_path, CPU, base=begun)
+    assert [module.p for module in dropouts(network)] == own
+    save_file(trained_weights(network), tmp_path / "lora.safetensors")
+    again = load_lora(begun, ModelSettings(base="some-base"), training, tmp_path / "lora.safetensors")
+    assert [module.p for module in dropouts(again)] == own
+    given = load_lora(begun, BASED, training, tmp_path / "lora.safetensors")
+    assert {module.p for module in dropouts(given)} == {0.1}
+
+
+@pytest.mark.slow
 def test_what_is_kept_is_the_lora_and_gives_the_same_network(
     loader: Loader, training: TrainingSettings, images: torch.Tensor, tmp_path: Path
 ) -> None:
