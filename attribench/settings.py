@@ -174,16 +174,28 @@ class GenerationSettings:
         num_images: images to generate.
         num_inference_steps: DDIM steps.
         eta: DDIM's η; 0 is deterministic.
+        guidance: of models that are told a text, classifier-free guidance w: without the text, plus w times what the text
+            changes; 1: none.
     """
 
     num_images: int = 1000
     num_inference_steps: int = 50
     eta: float = 0.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.num_images >= 1, "--generation.num_images must be at least 1.")
         _require(1 <= self.num_inference_steps <= 1000, "--generation.num_inference_steps must be in 1…1000.")
         _require(0 <= self.eta <= 1, "--generation.eta must be in [0, 1].")
+        _require(self.guidance >= 1, "--generation.guidance must be at least 1, which is none.")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as records have them."""
+        values = asdict(self)
+        if self.guidance == 1.0:
+            del values["guidance"]  # what was made before there was any keeps its name
+        return values
 
 
 @dataclass(frozen=True)
@@ -322,7 +334,8 @@ class Settings:
     @property
     def stated(self) -> dict[str, Any]:
         """All sections as plain values, as records have them."""
-        return {**asdict(self), "model": self.model.stated, "training": self.training.stated}
+        stated = {"model": self.model.stated, "training": self.training.stated, "generation": self.generation.stated}
+        return {**asdict(self), **stated}
 
 
 @dataclass(frozen=True)
