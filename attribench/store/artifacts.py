@@ -386,6 +386,12 @@ class ArtifactStore:
         self._verified.discard(folder)
         self.used.pop(f"{self.namespace}{kind}/{folder.name}", None)
 
+    def renamed(self, before: Path, now: Path | None) -> None:
+        """A folder has another name, or is no more: what was verified need not be hashed again."""
+        if before in self._verified and now is not None:
+            self._verified.add(now)
+        self._verified.discard(before)
+
     def set_aside(self, folder: Path, damage: str) -> None:
         """Move a damaged folder of this store to ``<root>/.set-aside`` and report what is wrong with it."""
         name = "-".join(folder.relative_to(self.root).parts).lstrip(".")
