@@ -76,12 +76,6 @@ class Job(Protocol):
         """
 
 
-def maker(job: Job, store: ArtifactStore) -> str | None:
-    """Who is at a job, in words; None for nobody."""
-    output = job.output(store)
-    return None if output is None else store.maker(*output)
-
-
 def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
     """Put images into the store, where jobs find them by content hash."""
 
