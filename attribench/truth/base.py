@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from attribench.errors import ArtifactError
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
-from attribench.store.files import canonical, digest_text
+from attribench.store.files import canonical, digest_text, plain
 
 KIND = "bases"
 
@@ -23,7 +24,7 @@ class Base(Protocol):
 
     @property
     def content(self) -> str:
-        """Hash of the weights: what the models that are trained on it are bound to."""
+        """Hash of the weights and of how they are used, see :func:`content_of`: what models trained on it are bound to."""
 
     @property
     def inputs(self) -> list[tuple[str, Spec]]:
@@ -45,7 +46,7 @@ class StoredBase:
     """A network of diffusers that lies in the store by its content.
 
     Args:
-        content: hash of the weights.
+        content: see :func:`content_of`.
         config: how it is built, as JSON.
     """
 
@@ -83,7 +84,10 @@ def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping
         weights: its state.
     """
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    base = StoredBase(weights_hash(weights), canonical(kept))
+    described = StoredBase("", canonical(kept))
+    with torch.device("meta"):
+        network = described.skeleton()
+    base = replace(described, content=content_of(network, weights))
 
     def build(staging: Staging) -> None:
         staging.save_json("config", kept)
@@ -91,6 +95,24 @@ def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping
 
     store.get_or_create(KIND, base.spec, build)
     return base
+
+
+def content_of(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Identify a network of diffusers by its weights and by what its configuration makes of them, wherever it is from.
+
+    The same weights compute something else with another activation or ε. What a configuration leaves out, or says as the
+    constructor would have it anyway, does not count: an older or a newer diffusers writes fewer or more options.
+
+    Args:
+        network: has the configuration; its own weights do not matter.
+        weights: its state.
+    """
+    config: Mapping[str, Any] = network.config  # type: ignore[assignment]
+    usual = {
+        name: parameter.default for name, parameter in inspect.signature(type(network).__init__).parameters.items()
+    }
+    options = {name: value for name, value in config.items() if name in usual and plain(value) != plain(usual[name])}
+    return digest_text(canonical([type(network).__name__, options, weights_hash(weights)]))
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

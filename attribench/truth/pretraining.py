@@ -17,7 +17,7 @@ from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule
 from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec
-from attribench.truth.base import Base, store_base, weights_hash
+from attribench.truth.base import Base, content_of, store_base
 from attribench.truth.executors import InProcessExecutor
 from attribench.truth.jobs import TrainJob, save_images
 
@@ -30,7 +30,7 @@ class TrainedBase:
 
     Args:
         job: what trained it.
-        content: hash of its weights.
+        content: see :func:`attribench.truth.base.content_of`; empty before it is trained.
     """
 
     job: TrainJob
@@ -65,7 +65,7 @@ def provide_base(name: str, image_shape: Shape, store: ArtifactStore, runtime: R
         save_images(store, data.train)
         with progress.task(f"{data.label}: the base, {name}", job.cost) as task:
             InProcessExecutor(store, runtime, progress).run([job], task)
-    return TrainedBase(job, weights_hash(job.load(store).state_dict()))
+    return _trained(job, store)
 
 
 def planned_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base:
@@ -78,8 +78,12 @@ def planned_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base:
         return _read(Path(name), image_shape, store)
     _, job = _pretraining(name)
     _check_shape(name, image_shape, job.image_shape)
-    found = job.find(store) is not None
-    return TrainedBase(job, weights_hash(job.load(store).state_dict()) if found else "")
+    return TrainedBase(job, "") if job.find(store) is None else _trained(job, store)
+
+
+def _trained(job: TrainJob, store: ArtifactStore) -> TrainedBase:
+    network = job.load(store)
+    return TrainedBase(job, content_of(network, network.state_dict()))
 
 
 def target_job(data: AttributionDataModule, config: Config) -> TrainJob:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from humanize import naturalsize
+from torch import Tensor
 
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet
@@ -19,6 +20,7 @@ from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.texts import caption_bytes, told_captions
 from attribench.errors import DataError, UsageError
 from attribench.gradients.budget import shortage
+from attribench.method import Match, SpatialEvidence
 from attribench.store.artifacts import ArtifactStore
 from attribench.workflows.forecast import SPARE, time_words
 
@@ -33,10 +35,12 @@ class ModelSpace:
     Attributes:
         train: the latents of the train images, decoys included, with captions.
         queries: likewise.
+        factor: pixels along a side for one latent.
     """
 
     train: ImageSet
     queries: ImageSet
+    factor: int
 
 
 def with_captions(folder: Folder, source: object, captions: GivenCaptions, what: str, of_images: bool = True) -> Folder:
@@ -109,7 +113,7 @@ def in_model_space(
         )
         if reason is not None:
             raise UsageError(f"{reason} Fewer images, or a smaller --image-size, take less.")
-    space = ModelSpace(latents.of(train, progress), latents.of(queries, progress))
+    space = ModelSpace(latents.of(train, progress), latents.of(queries, progress), autoencoder.factor)
     autoencoder.module.to("cpu")
     return replace(model, autoencoder=None), space
 
@@ -128,6 +132,20 @@ def _say_captions(model: DiffusionModel, train: ImageSet, queries: ImageSet, pro
         cut = model.text.num_cut(captions)
         shortened = f" {cut} are longer than {model.text.length} tokens, and cut." if cut else ""
         progress.message(f"Captions of {len(images)} {name}, {len(captions)} of them different ({size}).{shortened}")
+
+
+def in_pixels(evidence: SpatialEvidence, factor: int) -> SpatialEvidence:
+    """Evidence in latents as evidence in pixels: each latent's part is shared by the pixels that it stands for."""
+
+    def spread(values: Tensor) -> Tensor:
+        return values.repeat_interleave(factor, 0).repeat_interleave(factor, 1) / factor**2
+
+    def scaled(match: Match) -> Match:
+        boxes = {name: tuple(factor * value for value in getattr(match, name)) for name in ("query_box", "train_box")}
+        return replace(match, **boxes)  # type: ignore[arg-type]
+
+    matches = tuple(scaled(match) for match in evidence.matches)
+    return SpatialEvidence(spread(evidence.query_map), spread(evidence.train_map), matches)
 
 
 def check_decoys(train: ImageSet, decoys: ImageSet) -> None:
