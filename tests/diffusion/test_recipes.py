@@ -29,7 +29,7 @@ Part = str | Callable[..., Any]
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
         "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
-        "computing/seeding.py", to_unit_range, TrainJob.run,
+        "diffusion/peft_parts.py", "computing/seeding.py", to_unit_range, TrainJob.run,
     ],
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
@@ -39,7 +39,7 @@ DECISIVE: dict[str, list[Part]] = {
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "0600b48e710a0fbc"),
+    "TRAINING": (1, "80fac0dc5d8d6972"),
     "LOSSES": (1, "12d9d275009af6a3"),
     "SAMPLING": (1, "0ce647bd248bdf4d"),
 }
