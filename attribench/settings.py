@@ -369,7 +369,7 @@ class Shard:
         return cls(int(parts[0]), int(parts[1]))
 
     def order(self, count: int) -> list[int]:
-        """Numbers from 0 below ``count``: first every so-manieth, beginning with its own; then the others, last ones first."""
+        """Numbers from 0 below ``count``: first its own, one in every ``self.count``; then the others, last ones first."""
         own = range(self.number - 1, count, self.count)
         return [*own, *(number for number in reversed(range(count)) if number not in own)]
 

@@ -25,7 +25,7 @@ from attribench.diffusion.module import Batch, DiffusionModule
 from attribench.diffusion.network import build_network, set_dropout
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.tuning import add_lora, fill_lora
-from attribench.diffusion.unfinished import UnfinishedTraining
+from attribench.diffusion.unfinished import Keep, UnfinishedTraining
 from attribench.errors import ArtifactError, UsageError
 from attribench.settings import ModelSettings, TrainingSettings
 
@@ -96,24 +96,26 @@ def train_network(
     device: torch.device,
     *,
     identity: str = "",
-    keep_checkpoints: bool = False,
+    keep: Keep | None = None,
     checkpoint_seconds: float = 60.0,
     devices: str = "auto",
     base: Load | None = None,
     schedule: NoiseSchedule | None = None,
     report: Callable[[float], None] = lambda steps: None,
+    check: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train a network from scratch, or LoRA on a pretrained one; or go on where a killed training of the same model stopped.
 
     Args:
         images: uint8 ``(N, C, H, W)``; or latents, with what the network is told of them.
         seed: decides initial weights, order, noise, flips and dropout.
-        work: folder for the unfinished state; kept checkpoints are written there too.
+        work: folder for the unfinished state.
         identity: says which training this is; the unfinished state of one with another identity is refused.
-        keep_checkpoints: keep ``training.num_checkpoints`` models of the course of the training in ``work``.
+        keep: takes ``training.num_checkpoints`` models of the course of the training, at its end; None: none are kept.
         base: loads the pretrained network that LoRA is trained on; None: the whole network is trained, from scratch.
         schedule: the base's; None: DDPM's.
         report: called with the number of optimizer steps just done.
+        check: called before anything is written to ``work``; raises if that is another process's by now.
 
     Returns:
         The trained network on the CPU, in evaluation mode.
@@ -133,8 +135,8 @@ def train_network(
         sampler=_EpochShuffle(len(examples), seed),
         collate_fn=_identity,
     )
-    kept_steps = checkpoint_steps(total, training.num_checkpoints) if keep_checkpoints else []
-    unfinished = UnfinishedTraining(work, identity, checkpoint_seconds, kept_steps)
+    kept_steps = checkpoint_steps(total, training.num_checkpoints) if keep else []
+    unfinished = UnfinishedTraining(work, identity, checkpoint_seconds, kept_steps, check)
     epochs_done = unfinished.epochs_done()
     trainer = _trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -161,6 +163,8 @@ def train_network(
         if epochs_done:
             report(float(epochs_done * math.ceil(len(examples) / training.batch_size)))
         _fit(trainer, module, loader, unfinished.resume_file if epochs_done else None)
+    if keep is not None:
+        unfinished.hand_over(keep)
     return module.network.to("cpu").eval()
 
 

@@ -77,12 +77,6 @@ class Job(Protocol):
         """
 
 
-def maker(job: Job, store: ArtifactStore) -> str | None:
-    """Who is at a job, in words; None for nobody."""
-    output = job.output(store)
-    return None if output is None else store.maker(*output)
-
-
 def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
     """Put images into the store, where jobs find them by content hash."""
 
@@ -190,7 +184,11 @@ class TrainJob:
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         size, images = self.size(runtime), image_bytes(self.num_images, self.image_shape)
         # Of a subset the whole train set is read first: twice as large for subsets of a half.
-        return Memory.of(size.training, size.weights + 3 * images, cuda=cuda)
+        held = size.weights + 3 * images
+        # A checkpoint is written in memory first; on a CPU what a training step takes is free by then. Its copy, for whoever
+        # goes on, is sent while the training goes on.
+        copies = int(cuda) + int(runtime.executor == "ray" and runtime.ray.carry)
+        return Memory.of(size.training, held + copies * size.saved, cuda=cuda)
 
     def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
         return [("images", {"content": self.train_hash}), *(self.base.inputs if self.base else [])]
@@ -221,24 +219,24 @@ class TrainJob:
                 work,
                 device,
                 identity=canonical(self.spec),
-                keep_checkpoints=self.num_checkpoints > 0,
+                keep=staging.adopt if self.num_checkpoints else None,
                 checkpoint_seconds=runtime.checkpoint_seconds,
                 devices=runtime.devices,
                 base=None if self.base is None else partial(self.base.load, store),
                 schedule=space.schedule,
                 report=lambda steps: report(steps * self.training.batch_size * TRAINING_COST),
+                check=staging.check,
             )
             try:
                 network = train()
             except UnusableStateError as damage:
+                staging.check()
                 store.set_aside(work, str(damage))
                 store.working_folder("models", self.spec)
                 network = train()
             staging.save_tensors("model", trained_weights(network))
             indices = range(len(images)) if self.indices is None else self.indices
             staging.save_tensors("indices", {"indices": torch.tensor(indices)})
-            for name in self.checkpoint_names():
-                staging.adopt(work / name, name)
 
         return store.get_or_create("models", self.spec, build, wait=False)
 

@@ -29,7 +29,8 @@ Part = str | Callable[..., Any]
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
         "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
-        "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range, TrainJob.run,
+        "diffusion/peft_parts.py", "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range,
+        TrainJob.run,
     ],
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/examples.py", "diffusion/spaces.py",
@@ -42,7 +43,7 @@ DECISIVE: dict[str, list[Part]] = {
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "80a3cbfcf6f63f68"),
+    "TRAINING": (1, "e9ad881724ed3ca1"),
     "LOSSES": (1, "5243905fd4721897"),
     "SAMPLING": (1, "d559f909102a03dd"),
 }
