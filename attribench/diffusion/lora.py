@@ -17,6 +17,7 @@ from attribench.diffusion.adapters import DENOISER, Adapter, has_text_encoder, l
 from attribench.diffusion.foreign_files import first_line
 from attribench.diffusion.networks import Load
 from attribench.diffusion.parameters import is_lora
+from attribench.diffusion.peft_parts import exact_targets, freeze_but_lora, plain_name, require_peft
 from attribench.errors import ModelError
 
 #: Of peft's configuration, what changes what a LoRA does and is not known here, each with the value that changes nothing.
@@ -43,7 +44,7 @@ def add_lora(network: nn.Module, adapter: Adapter, name: str) -> str:
     Raises:
         ModelError: it is the LoRA of another base, or of a kind that is not known; or peft is not installed.
     """
-    peft = _peft()
+    peft = require_peft()
     adapter = _as_there(network, adapter)
     _check(network, adapter, name)
     _check_kind(adapter)
@@ -54,7 +55,7 @@ def add_lora(network: nn.Module, adapter: Adapter, name: str) -> str:
     lora = peft.LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(alphas.values()),
-        target_modules="|".join(re.escape(module) for module in ranks),
+        target_modules=exact_targets(ranks),
         rank_pattern={exact[module]: rank for module, rank in ranks.items()},
         alpha_pattern={exact[module]: alpha for module, alpha in alphas.items()},
         use_rslora=bool(config.get("use_rslora", False)),
@@ -71,12 +72,11 @@ def add_lora(network: nn.Module, adapter: Adapter, name: str) -> str:
         outcome = peft.set_peft_model_state_dict(network, state)
     except Exception as error:  # peft raises what it likes
         raise ModelError(f"{adapter.path} cannot be put into {name}: {first_line(error)}") from error
-    taken = {_plain_name(parameter) for parameter, _ in network.named_parameters() if is_lora(parameter)}
+    taken = {plain_name(parameter) for parameter, _ in network.named_parameters() if is_lora(parameter)}
     if outcome.unexpected_keys or len(taken) != len(state):
         odd = next(iter(outcome.unexpected_keys), "") or min(taken ^ set(state))
         raise ModelError(f"{adapter.path} does not fit into {name}: {odd} has no place there.")
-    for parameter, value in network.named_parameters():
-        value.requires_grad_(is_lora(parameter))
+    freeze_but_lora(network)
     network.eval()
     return f"LoRA {adapter.path}: {len(ranks)} modules, rank {_range(ranks)}, alpha {_range(alphas)}{known}."
 
@@ -136,7 +136,7 @@ class _Snapshot:
         memo: dict[int, Any] = {id(value): value for name, value in like.named_parameters() if not is_lora(name)}
         memo |= {id(value): value for value in like.buffers()}
         network = copy.deepcopy(like, memo)
-        own = {_plain_name(name): value for name, value in network.named_parameters() if is_lora(name)}
+        own = {plain_name(name): value for name, value in network.named_parameters() if is_lora(name)}
         state = {f"{module}.{kind}": value for module, pair in adapter.weights.items() for kind, value in pair.items()}
         state = {
             (key if key.endswith("lora_magnitude_vector") else f"{key}.weight"): value for key, value in state.items()
@@ -268,12 +268,6 @@ def _said(adapter: Adapter) -> tuple[dict[str, float], set[str]]:
     return alphas, said
 
 
-def _plain_name(parameter: str) -> str:
-    """Of a parameter in a network that peft changed: without the adapter, and the wrapper of its own."""
-    name = parameter.removeprefix("base_model.model.")
-    return re.sub(r"(\.lora_[AB])\.[^.]+\.", r"\1.", re.sub(r"(\.lora_magnitude_vector)\..*", r"\1", name))
-
-
 def _range(values: Mapping[str, float]) -> str:
     low, high = min(values.values()), max(values.values())
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
@@ -281,11 +275,3 @@ def _range(values: Mapping[str, float]) -> str:
 
 def _size(value: Tensor) -> str:
     return "×".join(map(str, value.shape))
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError("LoRA needs peft: pip install attribench[latent]") from error
-    return peft

@@ -184,7 +184,11 @@ class TrainJob:
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         size, images = self.size(runtime), image_bytes(self.num_images, self.image_shape)
         # Of a subset the whole train set is read first: twice as large for subsets of a half.
-        return Memory.of(size.training, size.weights + 3 * images, cuda=cuda)
+        held = size.weights + 3 * images
+        # A checkpoint is written in memory first; on a CPU what a training step takes is free by then. Its copy, for whoever
+        # goes on, is sent while the training goes on.
+        copies = int(cuda) + int(runtime.executor == "ray" and runtime.ray.carry)
+        return Memory.of(size.training, held + copies * size.saved, cuda=cuda)
 
     def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
         return [("images", {"content": self.train_hash}), *(self.base.inputs if self.base else [])]

@@ -56,12 +56,14 @@ class Size:
         weights: bytes of them.
         training: bytes of weights, gradients, optimizer and activations at the peak of a training step.
         evaluating: bytes of weights and activations at the peak of a forward pass.
+        saved: bytes of a training's checkpoint: the weights that are trained, and the optimizer's two moments of each.
     """
 
     parameters: int
     weights: int
     training: int
     evaluating: int
+    saved: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def size_of(network_of: Blueprint, image_shape: tuple[int, int, int], train_batc
             network(torch.empty(batch, *image_shape), times, **network_of.zeros(batch))
     weights = sum(value.nbytes for value in network.state_dict().values())
     parameters = sum(value.numel() for value in network.parameters())
-    return Size(parameters, weights, weights + training.peak, weights + evaluating.peak)
+    saved = 3 * sum(value.nbytes for value in network.parameters() if value.requires_grad)
+    return Size(parameters, weights, weights + training.peak, weights + evaluating.peak, saved)
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is not typed here

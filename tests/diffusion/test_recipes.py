@@ -29,7 +29,8 @@ Part = str | Callable[..., Any]
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
         "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
-        "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range, TrainJob.run,
+        "diffusion/peft_parts.py", "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range,
+        TrainJob.run,
     ],
     "LOSSES": [
         "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/examples.py", "diffusion/spaces.py",

@@ -170,6 +170,25 @@ def test_a_sound_state_is_gone_on_from_without_a_word(
     assert said == []
 
 
+def test_weights_that_an_earlier_version_kept_are_taken_too(
+    tiny_settings: Settings, whole: str, interrupted: Path, tmp_path: Path
+) -> None:
+    """They had no checksum in their names."""
+    shutil.copytree(interrupted, tmp_path / "runs")
+    (path,) = tmp_path.glob(f"runs/.work/models/*/{RESUME_FILE}")
+    (kept,) = path.parent.glob("checkpoint-*")
+    name = f"{kept.name.partition('.')[0]}.safetensors"
+    assert name != kept.name
+    kept.rename(kept.with_name(name))
+    state = torch.load(path, weights_only=True)
+    own = state["callbacks"]["UnfinishedTraining"]
+    own["sums"] = {name: own["sums"][kept.name]}
+    torch.save(state, path)
+    said: list[str] = []
+    assert train(the_job(tiny_settings), tmp_path / "runs", said).digest == whole
+    assert said == []
+
+
 def test_the_state_of_another_training_is_not_gone_on_from(tiny_settings: Settings, whole: str, tmp_path: Path) -> None:
     """Same shapes, another seed: nothing but its name tells them apart."""
     other = killed(the_job(tiny_settings, seed=8), tmp_path)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attribench.configuration.resolution import resolve
 from attribench.diffusion.network import build_network
-from attribench.settings import ModelSettings, Runtime, Shard, TrainingSettings
+from attribench.settings import ModelSettings, RayOptions, Runtime, Shard, TrainingSettings
 from attribench.store.files import canonical
 from attribench.truth.base import StoredBase
 from attribench.truth.jobs import LossJob, TrainJob
@@ -65,6 +67,15 @@ def test_jobs_say_their_memory(tiny_model: ModelSettings) -> None:
     assert on_cpu.device == 0
     assert on_cpu.host > size.training
     assert on_gpu.device > size.training
+    # The checkpoint: weights and two moments; in memory on its way to the disk, and once more on its way to others.
+    assert size.saved == 3 * 4 * size.parameters
+    with_none = Memory.of(size.training, size.weights + 3 * 100 * 64, cuda=True).host
+    assert on_gpu.host - with_none == size.saved
+    carried = replace(runtime, executor="ray", ray=RayOptions(carry=True))
+    assert [trained.memory(carried, cuda=cuda).host for cuda in (False, True)] == [
+        on_cpu.host + size.saved,
+        on_gpu.host + size.saved,
+    ]
     assert losses.memory(runtime, cuda=True).device > size.evaluating
     assert Memory.of(100, 10, cuda=False).host - Memory.of(0, 0, cuda=False).host == 135
 
@@ -79,6 +90,7 @@ def test_lora_takes_gradients_and_moments_of_its_own_weights_alone(tiny_model: M
     )
     size = job.size(Runtime())
     assert size.parameters == whole.parameters + 2 * 2 * 16  # A and B of a layer of 16 × 16
+    assert size.saved == 3 * 4 * 2 * 2 * 16
     assert size.training < whole.training - 2 * whole.weights
     assert job.memory(Runtime(), cuda=False).host > size.training
 
