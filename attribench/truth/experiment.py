@@ -10,21 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribench.computing.device import resolve_device, single_thread
 from attribench.computing.progress import Progress, Task, silent_progress
 from attribench.computing.seeding import derive_seed
 from attribench.configuration.protocol import Halves
 from attribench.data import AttributionDataModule, ImageSet
-from attribench.diffusion.recipes import SAMPLING, recipe
-from attribench.diffusion.sampling import generate_images
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
-from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec
 from attribench.store.parts import Part
 from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
+from attribench.truth.generation import QueriesJob, queries_spec
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.part_jobs import PartJob
@@ -297,33 +295,18 @@ class Experiment:
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
-        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation), **recipe(SAMPLING)}
+        return queries_spec(target, self.settings.generation)
 
     def _generated(self, task: Task | None) -> ImageSet:
         if self.bundle is not None:
             return self.bundle.queries("generation")
-        target = self._provide_target(task or _no_task)
-        seeds = list(range(self.settings.generation.num_images))
-
-        def build(staging: Staging) -> None:
-            device = resolve_device(self.runtime.accelerator)
-            with single_thread(device):
-                images = generate_images(
-                    self.target.load(self.store),
-                    seeds,
-                    self.train.image_shape,
-                    self.settings.generation,
-                    device,
-                    self.runtime.evaluation_batch,
-                    (task or _no_task).advance,
-                )
-            staging.save_tensors("images", {"images": images})
-
-        spec = self.generation_spec(target)
-        found = self.store.find("generated", spec)
-        if found is not None and task is not None:
-            task.advance(len(seeds) * self.settings.generation.num_inference_steps)
-        return self.generated_images(found or self.store.get_or_create("generated", spec, build))
+        self._provide_target(task or _no_task)
+        job = QueriesJob(self.target, self.settings.generation)
+        self.run_jobs(task or _no_task, [job])
+        found = job.find(self.store)
+        if found is None:
+            raise ArtifactError(f"The {job.name} are not in {self.store.root}; run the same command again.")
+        return self.generated_images(found)
 
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""

@@ -18,7 +18,7 @@ from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec
 from attribench.truth.base import Base, content_of, store_base
-from attribench.truth.executors import InProcessExecutor
+from attribench.truth.executors import make_executor
 from attribench.truth.jobs import TrainJob, save_images
 
 Shape = tuple[int, int, int]
@@ -64,7 +64,7 @@ def provide_base(name: str, image_shape: Shape, store: ArtifactStore, runtime: R
     if job.find(store) is None:
         save_images(store, data.train)
         with progress.task(f"{data.label}: the base, {name}", job.cost) as task:
-            InProcessExecutor(store, runtime, progress).run([job], task)
+            make_executor([job], store, runtime, progress).run([job], task)
     return _trained(job, store)
 
 
