@@ -83,6 +83,7 @@ def adopt(store: ArtifactStore, parcel: Parcel) -> Artifact:
             raise DamagedParcelError(f"A {parcel.kind} artifact was damaged on its way: {damage}.")
         try:
             temporary.rename(folder)
+            store.renamed(temporary, folder)
         except OSError:
             if not (folder / MANIFEST).is_file():  # else it is there already
                 raise
@@ -91,6 +92,7 @@ def adopt(store: ArtifactStore, parcel: Parcel) -> Artifact:
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        store.renamed(temporary, None)
     shutil.rmtree(store.root / ".work" / parcel.kind.replace("/", "-") / parcel.key, ignore_errors=True)
     found = store.find_key(parcel.kind, parcel.key)
     if found is None:
@@ -128,22 +130,33 @@ class Outbox:
     Args:
         folder: where it lies.
         last: the file that is written last, and names the others.
+        known: what it was begun from: no news.
     """
 
-    def __init__(self, folder: Callable[[], Path], last: str) -> None:
-        self._folder, self._last = folder, last
+    def __init__(self, folder: Callable[[], Path], last: str, known: Mapping[str, Bytes] | None = None) -> None:
+        self._folder, self._last, self._known = folder, last, known
         self._sent: Any = None
 
     def news(self) -> dict[str, Bytes]:
         """All files, if there is something new; else none."""
         try:
             folder = self._folder()
-            stamp = (folder / self._last).stat()
-            seen = stamp.st_mtime_ns, stamp.st_ino
+            seen = _stamp(folder / self._last)
             if seen == self._sent:
                 return {}
             files = read_files(folder)
+            if _stamp(folder / self._last) != seen:
+                return {}  # written anew meanwhile: it may name files that were not there yet; next time
         except OSError:
             return {}  # it is not there yet, or no more
-        self._sent = seen
-        return files
+        self._sent, known, self._known = seen, self._known, None
+        return {} if known and _same(files, known) else files
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_ino
+
+
+def _same(files: Mapping[str, Bytes], others: Mapping[str, Bytes]) -> bool:
+    return files.keys() == others.keys() and all(np.array_equal(files[name], others[name]) for name in files)

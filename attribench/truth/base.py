@@ -12,11 +12,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from attribench.diffusion.spaces import PixelSpace, Space
 from attribench.errors import ArtifactError
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.store.files import canonical, digest_text, plain
 
 KIND = "bases"
+
+#: The classes of diffusers that a configuration may name.
+_KINDS = {
+    None: "UNet2DModel", "UNet2DModel": "UNet2DModel", "UNet2DConditionModel": "UNet2DConditionModel",
+    "AutoencoderKL": "AutoencoderKL",
+}  # fmt: skip
 
 
 class Base(Protocol):
@@ -39,6 +46,16 @@ class Base(Protocol):
 
     def skeleton(self) -> nn.Module:
         """The network with any weights, on torch's default device."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The captions that images are generated with, in order; none for a network that is told no text."""
+
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        """What the network works in."""
+
+    def stand_in(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], dict[str, tuple[int, ...]]]:
+        """Shapes of one image as the network is given it, and of what it is told: to count what these take."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +87,31 @@ class StoredBase:
         return network.float().eval()
 
     def skeleton(self) -> nn.Module:
-        from diffusers import UNet2DModel
+        import diffusers
 
-        network: nn.Module = UNet2DModel.from_config(json.loads(self.config))
+        config = json.loads(self.config)
+        network: nn.Module = getattr(diffusers, _KINDS[config.get("_class_name")]).from_config(config)
         return network
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return ()
+
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        return PixelSpace()
+
+    def stand_in(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], dict[str, tuple[int, ...]]]:
+        return image_shape, {}
 
 
 def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> StoredBase:
     """Put a network of diffusers into the store, unless it is there.
 
     Args:
-        config: as diffusers writes it into ``config.json``; what begins with ``_`` does not count.
+        config: as diffusers writes it into ``config.json``; of what begins with ``_`` the class alone counts.
         weights: its state.
     """
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    kept = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
     described = StoredBase("", canonical(kept))
     with torch.device("meta"):
         network = described.skeleton()

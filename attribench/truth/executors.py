@@ -42,7 +42,9 @@ def make_executor(jobs: Sequence[Job], store: ArtifactStore, runtime: Runtime, p
     if runtime.executor == "ray":
         try:
             from attribench.truth.ray_executor import RayExecutor
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if error.name != "ray":  # something else is wrong with the installation
+                raise
             raise UsageError("--executor ray needs Ray: pip install 'attribench[ray]', on all nodes.") from error
         return RayExecutor(store, runtime, progress)
     workers = min(runtime.workers or default_workers(runtime), len(jobs))
@@ -77,8 +79,13 @@ class InProcessExecutor:
                 patience.pause()
                 continue
             job = jobs[index]
+
+            def report(units: float, index: int = index, job: Job = job) -> None:
+                patience.progressed()
+                accounts.add(index, job, units)
+
             try:
-                job.run(self._store, self._runtime, lambda units, i=index, j=job: accounts.add(i, j, units))  # type: ignore[misc]
+                job.run(self._store, self._runtime, report)
             except LockBusyError as busy:
                 patience.busy(busy)
                 waiting.put_off(index)
@@ -113,7 +120,8 @@ class ProcessExecutor:
                 if not running:
                     patience.pause()
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _drain(reports, jobs, accounts)
+                if _drain(reports, jobs, accounts):
+                    patience.progressed()
                 for future in finished:
                     index = running.pop(future)
                     try:
@@ -138,11 +146,15 @@ class ProcessExecutor:
         pool.shutdown()
 
 
-def _drain(reports: Any, jobs: Sequence[Job], accounts: Accounts) -> None:
+def _drain(reports: Any, jobs: Sequence[Job], accounts: Accounts) -> bool:
+    """Take all reports that are there; whether there was one."""
+    some = False
     with contextlib.suppress(queue.Empty):
         while True:
             index, units = reports.get_nowait()
             accounts.add(index, jobs[index], units)
+            some = True
+    return some
 
 
 _worker: dict[str, Any] = {}

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress, Task, silent_progress
 from attribench.computing.seeding import derive_seed
 from attribench.configuration.protocol import Halves
 from attribench.data import AttributionDataModule, ImageSet
+from attribench.diffusion.spaces import LatentSpace, PixelSpace, Space
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
@@ -22,11 +24,11 @@ from attribench.store.parts import Part
 from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
-from attribench.truth.generation import QueriesJob, queries_spec
+from attribench.truth.generation import QueriesJob, prompts_of, queries_spec
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.part_jobs import PartJob
-from attribench.truth.pretraining import planned_base, provide_base
+from attribench.truth.pretraining import Asked, planned_base, provide_base
 from attribench.truth.subsets import subset_masks
 
 
@@ -51,6 +53,7 @@ class Experiment:
         self.settings, self.runtime, self.progress = settings, runtime, progress
         self.label, self.stratify = data.label, data.stratify
         self.train, self.validation = data.train, data.validation
+        self.prompts = data.prompts
         self.store = store or ArtifactStore(
             Path(runtime.workdir),
             lock_timeout=runtime.lock_timeout,
@@ -80,7 +83,7 @@ class Experiment:
             return None
         if self.bundle is not None:
             return self.bundle.install_base(self.store)
-        return provide_base(name, self.train.image_shape, self.store, self.runtime, self.progress)
+        return provide_base(name, self._asked, self.store, self.runtime, self.progress)
 
     def plan(self) -> bool:
         """Look at what there is without training the base; whether it is there.
@@ -90,8 +93,21 @@ class Experiment:
         name = self.settings.model.base
         if name is None or self.bundle is not None:
             return True
-        self.base = planned_base(name, self.train.image_shape, self.store)
+        self.base = planned_base(name, self._asked, self.store, self.runtime)
         return bool(self.base.content)
+
+    @property
+    def _asked(self) -> Asked:
+        every = {*(self.train.captions or ()), *(self.validation.captions or ())}
+        own = tuple(sorted(caption for caption in set(self.train.captions or ()) if caption is not None))
+        captions = sorted(caption for caption in every if caption is not None)
+        return Asked(self.train.image_shape, captions, self.prompts or own)
+
+    @cached_property
+    def space(self) -> Space:
+        """What the models work in."""
+        device = resolve_device(self.runtime.accelerator)
+        return PixelSpace() if self.base is None else self.base.space(self.store, device)
 
     @cached_property
     def masks(self) -> Tensor:
@@ -278,6 +294,8 @@ class Experiment:
 
     def _sampling(self, images: ImageSet) -> Sampling | None:
         """How the generated queries were sampled; None where there is no model, or where they are called otherwise."""
+        if isinstance(self.space, LatentSpace):
+            return None  # of latents, and with guidance: no method follows that
         if not self.has_model or images.ids != generated_ids(len(images)):
             return None
         generation = self.settings.generation
@@ -295,7 +313,7 @@ class Experiment:
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
-        return queries_spec(target, self.settings.generation)
+        return queries_spec(target, self.settings.generation, self.base)
 
     def _generated(self, task: Task | None) -> ImageSet:
         if self.bundle is not None:
@@ -311,7 +329,9 @@ class Experiment:
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""
         images = artifact.load_tensors("images")["images"]
-        return ImageSet(images, generated_ids(len(images)))
+        prompts = self.base.prompts if self.base is not None else ()
+        captions = tuple(prompts_of(range(len(images)), prompts, len(images))) if prompts else None
+        return ImageSet(images, generated_ids(len(images)), captions=captions)
 
 
 def generated_ids(count: int) -> tuple[str, ...]:

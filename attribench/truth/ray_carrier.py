@@ -114,13 +114,13 @@ class Carrier:
 
     def sweep(self) -> None:
         """Remove the workers' folders; those of nodes that do not answer stay in their temporary folders."""
-        sweeping = [
-            _sweep.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(self._token)
-            for node in ray.nodes()
-            if node["Alive"]
-        ]  # fmt: skip
-        with suppress(Exception):
+        with suppress(Exception):  # the cluster may be gone: what the run has come to is what matters
+            sweeping = [
+                _sweep.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+                .remote(self._token)
+                for node in ray.nodes()
+                if node["Alive"]
+            ]  # fmt: skip
             ray.wait(sweeping, num_returns=len(sweeping), timeout=10.0)
 
     def _reference(self, kind: str, spec: Spec) -> Any:

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
 from humanize import naturalsize
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attribench.errors import AttribenchError, UsageError
 from attribench.settings import RayOptions, Runtime
 from attribench.truth.jobs import Job
 from attribench.truth.remote import Begun
 from attribench.truth.resources import Memory
+
+#: Seconds for which a count of the cluster's places is good.
+_COUNTED = 5.0
 
 
 def connect(options: RayOptions) -> None:
@@ -61,14 +67,29 @@ class Offered:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._gpus = _gpus(runtime)
+        self._device_sizes: dict[str, int] = {}  # of nodes where a job has begun
+        self._slots, self._counted = 0, float("-inf")
+        self._turn = 0
 
-    def resources(self, job: Job) -> dict[str, float]:
+    def saw(self, begun: Begun) -> None:
+        """A worker says what its node has; Ray does not know the GPUs' sizes."""
+        if begun.device_size:
+            self._device_sizes[begun.node] = begun.device_size
+
+    def need(self, job: Job) -> Memory:
+        """What memory a job takes."""
+        return job.memory(self._runtime, cuda=self._gpus > 0)
+
+    def options(self, job: Job, shunned: Collection[str]) -> dict[str, Any]:
         """What a job asks Ray for.
+
+        Args:
+            shunned: nodes that it should not be done on, if there are others.
 
         Raises:
             AttribenchError: no node has so much memory.
         """
-        need = job.memory(self._runtime, cuda=self._gpus > 0)
+        need = self.need(job)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = max((int(node.get("memory", 0)) for node in nodes), default=0)
         if nodes and need.host > most:
@@ -76,11 +97,46 @@ class Offered:
                 f"The {job.name} takes {_need(need)} by the model's size; no node of the cluster offers more than "
                 f"{_size(most)}. Add a larger node (ray start --memory), or use a smaller --evaluation_batch."
             )
-        return {"num_cpus": self._runtime.ray.cpus_per_job, "num_gpus": self._gpus, "memory": need.host}
+        asked = {"num_cpus": self._runtime.ray.cpus_per_job, "num_gpus": self._gpus, "memory": need.host}
+        small = {node for node, size in self._device_sizes.items() if size < need.device}
+        if not small and not shunned:
+            return asked
+        takers = self.others(job, ())
+        large = [node for node in takers if node not in small]
+        if takers and not large:
+            raise AttribenchError(
+                f"The {job.name} takes {_need(need)} by the model's size; no node of the cluster has a GPU of more than "
+                f"{_size(max(self._device_sizes.values()))}. Use larger GPUs, a smaller --training.batch_size (other models) "
+                "or --evaluation_batch (the same numbers)."
+            )
+        rest = [node for node in large if node not in shunned] or large
+        if not rest:  # they are all gone: whoever comes
+            return asked
+        self._turn += 1
+        # Soft: should that node die, any other one.
+        return {**asked, "scheduling_strategy": NodeAffinitySchedulingStrategy(rest[self._turn % len(rest)], soft=True)}
+
+    def others(self, job: Job, shunned: Collection[str]) -> list[str]:
+        """The nodes that a job could be done on, but for some."""
+        nodes, memory = ray.nodes(), self.need(job).host
+        found = [node["NodeID"] for node in nodes if node["Alive"] and self._takes(node["Resources"], memory)]
+        return [node for node in found if node not in shunned]
+
+    def slots(self, job: Job) -> int:
+        """How many jobs like this one all nodes take at once."""
+        if time.monotonic() - self._counted > _COUNTED:
+            memory = self.need(job).host
+            self._slots = sum(self._takes(node["Resources"], memory) for node in ray.nodes() if node["Alive"])
+            self._counted = time.monotonic()
+        return self._slots
+
+    def _takes(self, offered: dict[str, float], memory: int) -> int:
+        asked = {"CPU": self._runtime.ray.cpus_per_job, "GPU": self._gpus, "memory": memory}
+        return min(int(offered.get(name, 0) / amount + 1e-9) for name, amount in asked.items() if amount)
 
     def refusal(self, job: Job, why: str, begun: Begun | None) -> AttribenchError:
         """Say why a job cannot be done, with figures."""
-        need, free = job.memory(self._runtime, cuda=self._gpus > 0), ""
+        need, free = self.need(job), ""
         if begun is not None:
             device = f" and {_size(begun.device_memory)} of the GPU" if begun.device_memory else ""
             free = f"; {_size(begun.memory)}{device} were free on {begun.host} as it began"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -38,14 +38,17 @@ from attribench.truth.remote import (
     Offer,
     OutOfMemory,
     Progressed,
+    TooSmall,
     Unfinished,
     carry_out,
     versions,
 )
+from attribench.truth.setbacks import Setbacks
 from attribench.truth.waiting import Accounts, Patience, Waiting
 
-#: Jobs that Ray has at a time; it gives them out as nodes become free, or asks for more nodes.
-_GIVEN_OUT = 1000
+#: Jobs that Ray has beyond those that its nodes take at once: it gives them out as nodes become free, or asks for more
+#: nodes. When it carries what they read, all that lies in the cluster's memory, so they are few.
+_SPARE, _SPARE_CARRIED = 100, 2
 #: How often a job's worker may die before the job is tried alone, and how often then.
 _DEATHS, _DEATHS_ALONE = 8, 3
 #: Seconds without any job at work after which what the cluster offers is said.
@@ -56,11 +59,15 @@ def _work(assignment: Assignment, offered: Sequence[tuple[str, str, list[Any]]])
     """In a worker: do the job, in a folder of this node if the command's is not shared."""
     if assignment.carried:
         assignment = replace(assignment, store=str(worker_folder(assignment.store)))
-    yield from carry_out(assignment, [Offer(kind, key, partial(ray.get, ref)) for kind, key, (ref,) in offered])
+    node: str = ray.get_runtime_context().get_node_id()
+    for message in carry_out(assignment, [Offer(kind, key, partial(ray.get, ref)) for kind, key, (ref,) in offered]):
+        yield replace(message, node=node) if isinstance(message, Begun | Failed) else message
 
 
 # Whatever becomes of a worker or a node, the driver decides what happens to the job: Ray itself tries nothing again.
 _carry_out = ray.remote(num_returns="streaming", max_retries=0)(_work)
+# A process that has used a GPU keeps some of its memory, and cannot change to another one: it does one job alone.
+_carry_out_once = ray.remote(num_returns="streaming", max_retries=0, max_calls=1)(_work)
 
 
 class RayExecutor:
@@ -111,7 +118,8 @@ class _Run:
         self._begun: dict[int, Begun] = {}
         self._alone: deque[int] = deque()  # jobs to be tried while no other runs
         self._lonely: set[int] = set()
-        self._deaths: Counter[int] = Counter()
+        self._setbacks = Setbacks(store)
+        self._full = False  # Ray's memory, until something ends
         self._token = secrets.token_hex(8)
         self._carrier = Carrier(store, self._token) if marker is None else None
         self._offered = Offered(runtime)
@@ -124,22 +132,33 @@ class _Run:
                 if not self._given:
                     self._patience.pause()
                     continue
-                ready, _ = ray.wait(list(self._given), num_returns=1, timeout=0.5, fetch_local=False)
-                for source in ready:
+                for source in self._ready():
                     self._listen(source)
                 self._say_if_idle()
         except BaseException:
             for source in self._given:
-                with suppress(Exception):
-                    ray.cancel(source, force=True)
+                self._cancel(source)
             raise
         finally:
             if self._carrier is not None:
                 self._carrier.release_all()
                 self._carrier.sweep()
 
+    def _ready(self) -> list[Any]:
+        """All jobs that have something to say, once one has: asking costs more, the more jobs are given out."""
+        given = list(self._given)
+        ready, _ = ray.wait(given, num_returns=1, timeout=0.5, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(given, num_returns=len(given), timeout=0, fetch_local=False)
+        return list(ready)
+
     def _give_out(self) -> None:
-        while len(self._given) < _GIVEN_OUT and not self._lonely & set(self._given.values()):
+        spare = _SPARE if self._carrier is None else _SPARE_CARRIED
+        while (
+            not self._full
+            and len(self._given) < self._offered.slots(self._jobs[0]) + spare
+            and not self._lonely & set(self._given.values())
+        ):
             number = self._waiting.next()
             if number is None:
                 if self._alone and not self._given:
@@ -151,7 +170,8 @@ class _Run:
 
     def _start(self, number: int) -> None:
         job = self._jobs[number]
-        resources = self._offered.resources(job)
+        options = self._offered.options(job, self._setbacks.shunned(number))
+        self._begun.pop(number, None)
         carrier, store, marker, state, offers = self._carrier, str(self._store.root.absolute()), "", {}, []
         if carrier is not None:
             try:
@@ -159,16 +179,35 @@ class _Run:
             except LockBusyError as busy:
                 self._put_off(number, busy)
                 return
-            # Named after this run; where it lies, each worker knows.
-            store, state, offers = self._token, dict(carrier.state(job)), carrier.offers(job)
+            store = self._token  # named after this run; where it lies, each worker knows
         elif self._marker is not None:
             marker = str(self._marker.absolute())
         # Of several GPUs a worker sees those it was given, and takes the first.
         runtime = replace(self._runtime, devices="auto")
-        assignment = Assignment(job, runtime, store, f"{self._token} {number}", marker, state)
-        self._given[_carry_out.options(**resources, name=job.name).remote(assignment, offers)] = number
+        work, device = _carry_out_once if options["num_gpus"] else _carry_out, self._offered.need(job).device
+        try:
+            if carrier is not None:
+                state, offers = dict(carrier.state(job)), carrier.offers(job)
+            assignment = Assignment(job, runtime, store, f"{self._token} {number}", marker, state, device)
+            self._given[work.options(**options, name=job.name).remote(assignment, offers)] = number
+        except (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError) as error:
+            self._no_room(number, error)
+
+    def _no_room(self, number: int, error: Exception) -> None:
+        """What a job reads cannot go out."""
+        if self._carrier is not None:
+            self._carrier.release(number)
+        if not self._given:
+            raise AttribenchError(
+                f"What the {self._jobs[number].name} reads does not fit into Ray's object store on this machine, nor onto its "
+                f"disk, though no job is at work ({_line(error)}). Start Ray with a larger --object-store-memory, or make room "
+                "in its --temp-dir."
+            ) from error
+        self._full = True
+        self._waiting.again(number)
 
     def _put_off(self, number: int, busy: LockBusyError) -> None:
+        self._lonely.discard(number)  # when it is tried next, others may run
         self._patience.busy(busy)
         self._waiting.put_off(number)
 
@@ -177,10 +216,12 @@ class _Run:
         try:
             message: Message = ray.get(next(source))
         except exceptions.OutOfMemoryError as error:
-            self._memory(source, " ".join(str(error).split())[:300])
+            self._cancel(source)
+            self._memory(source, _line(error))
         except exceptions.RayTaskError as error:  # it did not even begin: its arguments cannot be read there, say
-            said = " ".join(str(error).split())[-300:]
-            raise AttribenchError(f"The {self._jobs[number].name} could not begin on its node: {said}") from error
+            raise AttribenchError(
+                f"The {self._jobs[number].name} could not begin on its node: {_cause(error)}"
+            ) from error
         except (exceptions.RayError, StopIteration) as error:  # its worker, or its node, is gone
             self._death(source, error)
         else:
@@ -196,7 +237,9 @@ class _Run:
                     "models of different versions are not comparable."
                 )
             self._begun[number] = message
+            self._offered.saw(message)
         elif isinstance(message, Progressed):
+            self._patience.progressed()
             self._accounts.add(number, job, message.units)
         elif isinstance(message, Busy):
             self._give_up(source)
@@ -208,8 +251,12 @@ class _Run:
             self._damage(source, message.text)
         elif isinstance(message, OutOfMemory):
             self._memory(source, message.text)
+        elif isinstance(message, TooSmall):
+            self._give_up(source)
+            self._progress.message(f"{message.text} Another node is looked for.")
+            self._again(number)  # refused if there is none
         elif isinstance(message, Failed):
-            raise AttribenchError(message.text)
+            self._failure(source, message)
         else:
             self._receive(source, number, message)
 
@@ -230,6 +277,22 @@ class _Run:
         self._progress.message(f"The {job.name} is done again. {what}")
         if self._carrier is not None:
             self._carrier.damaged(number, job, what)
+        self._again(number)
+
+    def _failure(self, source: Any, message: Failed) -> None:
+        number = self._given[source]
+        job = self._jobs[number]
+        first = self._setbacks.failed(number, message.node)
+        if not first or not self._offered.others(job, {message.node}):
+            raise AttribenchError(message.text)
+        self._give_up(source)
+        self._progress.message(f"{message.text} Once more, on another node.")
+        self._again(number)
+
+    def _again(self, number: int) -> None:
+        """Not for the job's memory: others may run beside it."""
+        self._patience.progressed()
+        self._lonely.discard(number)
         self._waiting.again(number)
 
     def _finish(self, number: int, job: Job) -> None:
@@ -240,30 +303,37 @@ class _Run:
     def _give_up(self, source: Any, *, done: bool = False) -> int:
         """Listen no more."""
         number = self._given.pop(source)
+        self._full = False
         if self._carrier is not None:
             self._carrier.release(number, done=done)
         return number
 
     def _death(self, source: Any, error: Exception) -> None:
+        self._cancel(source)  # only its word may have been lost
         number = self._give_up(source)
         job, alone = self._jobs[number], number in self._lonely
-        self._deaths[number] += 1
-        if self._deaths[number] < _DEATHS:
+        deaths = self._setbacks.died(number, job)
+        if deaths < _DEATHS:
             where = f" on {self._begun[number].host}" if number in self._begun else ""
             self._progress.message(
                 f"The worker of the {job.name}{where} died: another one goes on ({type(error).__name__})."
             )
-            self._waiting.again(number)
-        elif self._deaths[number] < _DEATHS + _DEATHS_ALONE:
+            self._again(number)
+        elif deaths < _DEATHS + _DEATHS_ALONE:
+            self._patience.progressed()
             if not alone:
                 self._progress.message(
-                    f"{self._deaths[number]} workers of the {job.name} died: it will be tried while no other job runs."
+                    f"{deaths} workers of the {job.name} died: it will be tried while no other job runs."
                 )
             self._alone.append(number)
         else:
-            raise self._refusal(
-                number, f"{self._deaths[number]} of its workers died, the last ones while no other job ran"
-            )
+            said = f"{type(error).__name__}: {_line(error)}"
+            raise self._refusal(number, f"{deaths} of its workers died, the last ones while no other job ran ({said})")
+
+    def _cancel(self, source: Any) -> None:
+        """Whoever may still be at it stops, since another one will be."""
+        with suppress(Exception):
+            ray.cancel(source, force=True)
 
     def _memory(self, source: Any, said: str) -> None:
         number = self._give_up(source)
@@ -283,3 +353,14 @@ class _Run:
             return
         self._heard = now
         self._progress.message(self._offered.nobody_takes())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _cause(error: Exception) -> str:
+    """What a worker's traceback ends with."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[
+        :300
+    ]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from humanize import naturalsize
+
 from attribench.errors import AttribenchError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
@@ -37,6 +39,8 @@ class Begun:
         versions: of what the numbers depend on there.
         memory: bytes that were free.
         device_memory: likewise on the GPU; 0 without one.
+        device_size: bytes of the whole GPU.
+        node: what the cluster calls the machine, or this part of it.
     """
 
     host: str
@@ -44,6 +48,8 @@ class Begun:
     versions: str
     memory: int
     device_memory: int
+    device_size: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,25 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """It failed, and would again."""
+class TooSmall:
+    """The GPU is smaller than what the job takes; it has not begun."""
 
     text: str
 
 
-Message = Begun | Progressed | Unfinished | Done | Damaged | Busy | OutOfMemory | Failed
+@dataclass(frozen=True)
+class Failed:
+    """It failed, and would again, unless something is wrong with the machine.
+
+    Attributes:
+        node: see :class:`Begun`.
+    """
+
+    text: str
+    node: str = ""
+
+
+Message = Begun | Progressed | Unfinished | Done | Damaged | Busy | OutOfMemory | TooSmall | Failed
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,7 @@ class Assignment:
         marker: a file that the command wrote into that folder: who does not see it has another folder. Empty where it does
             have another one.
         state: unfinished work of an earlier worker, for one that has another folder.
+        device_memory: bytes that it takes on a GPU by the model's size.
     """
 
     job: Job
@@ -124,6 +143,7 @@ class Assignment:
     token: str
     marker: str
     state: Mapping[str, Bytes] = field(default_factory=dict)
+    device_memory: int = 0
 
     @property
     def carried(self) -> bool:
@@ -146,11 +166,30 @@ class Offer:
 
 def carry_out(assignment: Assignment, offers: Sequence[Offer] = ()) -> Iterator[Message]:
     """Do the job beside this thread, and say how it goes; the last message says how it ended."""
-    yield begun(assignment.runtime)
+    try:
+        here = begun(assignment.runtime)
+    except Exception as error:  # no such device, say
+        yield Failed(f"The {assignment.job.name} could not begin on {socket.gethostname()}: {error}")
+        return
+    yield here
+    if here.device_size and assignment.device_memory > here.device_size:
+        takes, has = (
+            naturalsize(size, binary=True, format="%.2f") for size in (assignment.device_memory, here.device_size)
+        )
+        yield TooSmall(
+            f"The {assignment.job.name} takes {takes} on a GPU by the model's size; that of {here.host} has {has}."
+        )
+        return
     messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def work() -> None:
-        messages.put(_outcome(assignment, offers, lambda units: messages.put(Progressed(units))))
+        try:
+            outcome = _outcome(assignment, offers, lambda units: messages.put(Progressed(units)))
+        except (
+            BaseException
+        ) as error:  # as a library in another language may raise: without a message nobody would know
+            outcome = Failed(f"The {assignment.job.name} failed: {type(error).__name__}: {error}")
+        messages.put(outcome)
 
     # Daemon: when nobody listens any more, the process may end.
     threading.Thread(target=work, name=assignment.job.name, daemon=True).start()
@@ -178,7 +217,9 @@ def _outbox(assignment: Assignment) -> Outbox | None:
         return None
     store = ArtifactStore(Path(assignment.store))
     output = job.output(store)
-    return None if output is None else Outbox(partial(store.working_folder, *output), job.unfinished)
+    if output is None:
+        return None
+    return Outbox(partial(store.working_folder, *output), job.unfinished, assignment.state)
 
 
 def _outcome(assignment: Assignment, offers: Sequence[Offer], report: object) -> Message:
@@ -227,10 +268,10 @@ def begun(runtime: Runtime) -> Begun:
 
     from attribench.computing.device import resolve_device
 
-    free = 0
+    free = size = 0
     if resolve_device(runtime.accelerator).type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    return Begun(socket.gethostname(), os.getpid(), versions(), psutil.virtual_memory().available, free)
+        free, size = torch.cuda.mem_get_info()
+    return Begun(socket.gethostname(), os.getpid(), versions(), psutil.virtual_memory().available, free, size)
 
 
 def versions() -> str:

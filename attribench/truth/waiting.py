@@ -79,7 +79,7 @@ class Patience:
         self._busy: LockBusyError | None = None
 
     def progressed(self) -> None:
-        """A job was done."""
+        """Something was done: what follows is another wait."""
         self._since = None
 
     def busy(self, busy: LockBusyError) -> None:

@@ -15,9 +15,9 @@ from attribench.data import ImageSet
 from attribench.data.captions import folder_captions, given_captions
 from attribench.data.folders import Folder
 from attribench.diffusion.inputs import all_captions
-from attribench.diffusion.latents import Latents
+from attribench.diffusion.latents import EncodingNeeds, Latents
 from attribench.diffusion.model import DiffusionModel
-from attribench.diffusion.texts import caption_bytes, told_captions
+from attribench.diffusion.texts import EmbeddingNeeds, caption_bytes, embedding_needs, told_captions
 from attribench.errors import DataError, UsageError
 from attribench.gradients.budget import shortage
 from attribench.method import Match, SpatialEvidence
@@ -95,27 +95,51 @@ def in_model_space(
     autoencoder = model.autoencoder
     assert autoencoder is not None
     shared = store.scoped("shared")
-    if model.text is not None:
-        captions = [*all_captions(train.captions, train.ids), *all_captions(queries.captions, queries.ids)]
-        _say_captions(model, train, queries, progress)
-        inputs = told_captions(model.text, captions, model.num_classes, shared, device, progress)
-        model.text.module.to("cpu")
-        model = replace(model, inputs=inputs, text=None)
     latents = Latents(autoencoder, shared, device)
-    needs = latents.needs(train, queries)
+    needs, told = latents.needs(train, queries), 0
+    if model.text is not None:
+        captions, more = (all_captions(images.captions, images.ids) for images in (train, queries))
+        _say_captions(model, train, queries, progress)
+        told = caption_bytes(model.text, {*captions, *more})
+        embedding = embedding_needs(model.text, captions, shared, device, more)
+        if embedding is not None:
+            what = f"Embedding {embedding.captions} captions"
+            _say_needs(what, embedding, torch.device("cpu"), shared, progress, "Fewer images, or captions, take less.")
     if needs is not None:
         size = "×".join(map(str, train.image_shape[1:]))
-        memory, disk = (naturalsize(value, binary=True, format="%.1f") for value in (needs.memory, needs.disk))
-        what = f"Encoding {needs.images} images of {size}"
-        progress.message(f"{what} takes about {memory} of memory, {disk} on disk and {time_words(needs.seconds)}.")
-        reason = shortage(f"{what}, with an eighth to spare,", round((1 + SPARE) * needs.memory), device) or shortage(
-            what, 0, device, needs.disk, shared.root
-        )
-        if reason is not None:
-            raise UsageError(f"{reason} Fewer images, or a smaller --image-size, take less.")
+        remedy = "Fewer images, or a smaller --image-size, take less."
+        beside = told if device.type == "cpu" else 0
+        _say_needs(f"Encoding {needs.images} images of {size}", needs, device, shared, progress, remedy, beside)
+    if model.text is not None:
+        inputs = told_captions(model.text, captions, model.num_classes, shared, device, progress, more)
+        model.text.module.to("cpu")
+        model = replace(model, inputs=inputs, text=None)
     space = ModelSpace(latents.of(train, progress), latents.of(queries, progress), autoencoder.factor)
     autoencoder.module.to("cpu")
     return replace(model, autoencoder=None), space
+
+
+def _say_needs(
+    what: str,
+    needs: EncodingNeeds | EmbeddingNeeds,
+    device: torch.device,
+    store: ArtifactStore,
+    progress: Progress,
+    remedy: str,
+    beside: int = 0,
+) -> None:
+    """Say what is needed, and refuse it where it is not there.
+
+    Args:
+        beside: bytes of memory that are held meanwhile.
+    """
+    memory, disk = (naturalsize(value, binary=True, format="%.1f") for value in (needs.memory, needs.disk))
+    progress.message(f"{what} takes about {memory} of memory, {disk} on disk and {time_words(needs.seconds)}.")
+    needed = beside + round((1 + SPARE) * needs.memory)
+    reason = shortage(f"{what}, with an eighth to spare,", needed, device)
+    reason = reason or shortage(what, 0, device, needs.disk, store.root)
+    if reason is not None:
+        raise UsageError(f"{reason} {remedy}")
 
 
 def _say_captions(model: DiffusionModel, train: ImageSet, queries: ImageSet, progress: Progress) -> None:

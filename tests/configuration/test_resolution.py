@@ -255,7 +255,7 @@ def test_paper_presets_are_the_protocol_s(name: str) -> None:
     truth = settings.ground_truth
     assert (truth.num_subsets, truth.num_seeds) == (64, 3)
     assert (len(truth.timesteps), truth.num_noise_draws, truth.seed, truth.subset_fraction) == (1000, 3, 42, 0.5)
-    assert vars(settings.generation) == {"num_images": 1000, "num_inference_steps": 50, "eta": 0.0}
+    assert settings.generation.stated == {"num_images": 1000, "num_inference_steps": 50, "eta": 0.0}
     assert config.data["num_train"] == (50000 if name == "cifar10" else 5000)
     assert config.data["num_queries"] == 1000
     model = settings.model

@@ -329,6 +329,18 @@ def test_somebodys_model_is_not_passed_on(folder: Path, tmp_path: Path, capsys: 
     assert not (tmp_path / "x.truth").exists()
 
 
+def test_dropout_is_the_usual_one_or_the_base_s_own(made: Experiment, tiny_model: ModelSettings) -> None:
+    given, own = replace(tiny_model, dropout=None), ModelSettings(base="some-base")
+    assert given.stated == {**tiny_model.stated, "dropout": 0.1}
+    assert own.stated == {"base": "some-base", "dropout": None}
+    assert made.settings.model.dropout == 0.1  # its preset says so
+    assert made.target.spec["model"]["dropout"] == 0.1
+    jobs = [replace(made.target, model=replace(made.settings.model, dropout=dropout)) for dropout in (None, 0.1, 0.0)]
+    assert len({made.store.key(job.spec) for job in jobs}) == 3
+    with pytest.raises(UsageError, match=r"--model\.dropout must be in"):
+        ModelSettings(base="some-base", dropout=1.0)
+
+
 def test_what_was_made_before_there_was_lora_keeps_its_name(tiny_model: ModelSettings) -> None:
     assert not {"base"} & tiny_model.stated.keys()
     assert not {"lora_rank", "lora_alpha", "lora_modules"} & TrainingSettings().stated.keys()
