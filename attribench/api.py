@@ -28,7 +28,7 @@ from attribench.truth.ground_truth import GroundTruth
 from attribench.workflows.attribution import attribute as compute
 from attribench.workflows.decoys import DecoyRequest
 from attribench.workflows.model_space import GivenCaptions
-from attribench.workflows.own_images import Request
+from attribench.workflows.own_images import Request, Space
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +87,7 @@ def attribute(
     lora: str | Path | None = None,
     captions: GivenCaptions = None,
     query_captions: GivenCaptions = None,
+    space: Space = "pixel",
     image_size: int | None = None,
     channels: Channels = "auto",
     top: int = 20,
@@ -116,6 +117,8 @@ def attribute(
             mapping from names to captions, or one an image. Without it, ``metadata.jsonl``, text files beside the images, or
             what items call ``caption`` or ``text``; and where there is none, the empty text for all.
         query_captions: of the queries, likewise.
+        space: what methods that compare images are given: ``"pixel"``, or ``"latent"``, the latents of the model's autoencoder
+            with the model's noise schedule.
         image_size: side of the squares that pictures are brought to, in pixels; by default the model's, or 32.
         channels: ``"RGB"``, ``"grey"``, or ``"auto"``: the model's, or grey if no image has colour.
         top: train images a query in :meth:`Attribution.to_pandas` and on the page; 0 for all.
@@ -150,6 +153,7 @@ def attribute(
             lora,
             captions,
             query_captions,
+            space,
         ),
         [own_method_config(method, options or {})],
         Runtime(workdir=str(workdir), accelerator=accelerator),

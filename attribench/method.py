@@ -295,6 +295,8 @@ class AttributionMethod(ABC):
     """
 
     access: ClassVar[Access]
+    #: Whether a method that compares images can be given latents in place of pixels: float32, of any number of channels.
+    takes_latents: ClassVar[bool] = False
     #: What ``attribench tune`` tries: option → values, searched as a full grid unless :meth:`search` is overridden.
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     #: For a :meth:`search` of its own: option → the values it chooses among. It is shown these, or what the caller set by hand,

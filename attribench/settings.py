@@ -19,6 +19,9 @@ _OLDER_PRECISIONS = ("32", "bf16", "16", "64")
 #: The layers that LoRA is trained in unless other ones are named: attention's projections, as D-TRAK and diffusers have it.
 LORA_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 
+#: The dropout of a network that is trained from scratch.
+USUAL_DROPOUT = 0.1
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -40,7 +43,7 @@ class ModelSettings:
         downsample_padding: padding of the down-sampling convolutions.
         flip_sin_to_cos: order of sine and cosine in the time embedding.
         freq_shift: frequency shift of the time embedding.
-        dropout: probability of every dropout layer.
+        dropout: probability of every dropout layer; none: 0.1, or with a base what that has itself.
         base: train LoRA on this pretrained network, which says by itself how it is built: a diffusers folder, or
             ``DATASET:PRESET``, a setting of this benchmark whose target model it is. None: train a network from scratch.
     """
@@ -55,11 +58,13 @@ class ModelSettings:
     downsample_padding: int = 1
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    dropout: float = 0.1
+    dropout: float | None = None
     base: str | None = None
 
     def __post_init__(self) -> None:
-        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
+        if self.dropout is None and self.base is None:
+            object.__setattr__(self, "dropout", USUAL_DROPOUT)  # frozen
+        _require(self.dropout is None or 0 <= self.dropout < 1, "--model.dropout must be in [0, 1).")
         if self.base is not None:
             self._check_nothing_but_base()
             return
@@ -169,16 +174,28 @@ class GenerationSettings:
         num_images: images to generate.
         num_inference_steps: DDIM steps.
         eta: DDIM's η; 0 is deterministic.
+        guidance: of models that are told a text, classifier-free guidance w: without the text, plus w times what the text
+            changes; 1: none.
     """
 
     num_images: int = 1000
     num_inference_steps: int = 50
     eta: float = 0.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.num_images >= 1, "--generation.num_images must be at least 1.")
         _require(1 <= self.num_inference_steps <= 1000, "--generation.num_inference_steps must be in 1…1000.")
         _require(0 <= self.eta <= 1, "--generation.eta must be in [0, 1].")
+        _require(self.guidance >= 1, "--generation.guidance must be at least 1, which is none.")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as records have them."""
+        values = asdict(self)
+        if self.guidance == 1.0:
+            del values["guidance"]  # what was made before there was any keeps its name
+        return values
 
 
 @dataclass(frozen=True)
@@ -317,7 +334,8 @@ class Settings:
     @property
     def stated(self) -> dict[str, Any]:
         """All sections as plain values, as records have them."""
-        return {**asdict(self), "model": self.model.stated, "training": self.training.stated}
+        stated = {"model": self.model.stated, "training": self.training.stated, "generation": self.generation.stated}
+        return {**asdict(self), **stated}
 
 
 @dataclass(frozen=True)
@@ -351,7 +369,7 @@ class Shard:
         return cls(int(parts[0]), int(parts[1]))
 
     def order(self, count: int) -> list[int]:
-        """Numbers from 0 below ``count``: first every so-manieth, beginning with its own; then the others, last ones first."""
+        """Numbers from 0 below ``count``: first its own, one in every ``self.count``; then the others, last ones first."""
         own = range(self.number - 1, count, self.count)
         return [*own, *(number for number in reversed(range(count)) if number not in own)]
 

@@ -86,6 +86,7 @@ class NDAPlus(AttributionMethod):
     """
 
     access = Access.DATA
+    takes_latents = True
     search_from: ClassVar[Mapping[str, Sequence[int]]] = {
         "timesteps": TIMESTEPS,
         "influence_timesteps": MACHINE_TIMESTEPS,
@@ -163,7 +164,8 @@ class NDAPlus(AttributionMethod):
         spec = {
             "code": method_hash(type(self)),
             "train": self.context.train.content_hash,
-            "queries": ImageSet(queries.images, queries.ids).content_hash,
+            "queries": ImageSet(queries.images, queries.ids, latent=queries.latent).content_hash,
+            **self.context.schedule.spec,
             "seed": self.context.seed,
             "term": {**asdict(term), **options, "noise_draws": self._noise_draws, "flips": self._flips},
             "engine": self._engine,

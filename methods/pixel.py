@@ -12,13 +12,13 @@ from attribench.data.copies import Copies
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries
 from attribench.registry import register_method
 
-#: Images that are floating point at a time; they are stored as uint8.
+#: Images that are floating point at a time; pixels are stored as uint8.
 _CHUNK_BYTES = 64 * 2**20
 
 
 @register_method("pixel")
 class Pixel(AttributionMethod):
-    """Similarity of raw pixels: dot product or cosine of the flattened images in [-1, 1].
+    """Similarity of raw pixels, or of latents: dot product or cosine of the flattened images, pixels in [-1, 1].
 
     Args:
         similarity: ``dot``, between -D and D for images of D values, or ``cosine``, between -1 and 1.
@@ -28,6 +28,7 @@ class Pixel(AttributionMethod):
     """
 
     access = Access.DATA
+    takes_latents = True
 
     def __init__(self, similarity: Kind = "cosine") -> None:
         self._similarity = check_kind(similarity)
@@ -49,4 +50,5 @@ class Pixel(AttributionMethod):
         return scores[:, self._copies.which]
 
     def _flat(self, images: Tensor) -> Tensor:
-        return to_unit_range(images.to(self.context.device)).flatten(1)
+        moved = images.to(self.context.device)
+        return (to_unit_range(moved) if moved.dtype == torch.uint8 else moved).flatten(1)

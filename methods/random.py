@@ -19,6 +19,7 @@ class Random(AttributionMethod):
     """
 
     access = Access.DATA
+    takes_latents = True
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed

@@ -33,6 +33,8 @@ def attribute(arguments: list[str]) -> int:
                         "JSONL with file_name and caption. Without it, metadata.jsonl or text files beside the images are "
                         "taken.")  # fmt: skip
     parser.add_argument("--query-captions", "--query_captions", type=str, help="Captions of the queries, likewise.")
+    parser.add_argument("--space", type=str, default="pixel", help="What methods that compare images are given: pixel, or "
+                        "latent, the latents of --model's autoencoder with its noise schedule.")  # fmt: skip
     parser.add_argument("--top", type=int, default=20, help="Train images to report for each query; 0 = all.")
     parser.add_argument("--image-size", "--image_size", type=int, help="Images are resized and cropped to squares of so many "
                         "pixels (default: the model's, or 32).")  # fmt: skip
@@ -75,7 +77,7 @@ def attribute(arguments: list[str]) -> int:
         options.train, options.queries, options.top, options.image_size, channels, options.heat_maps,
         options.model, options.scheduler, options.checkpoints,
         decoy_request(options.decoys, options.contributors, options.false_discovery), options.lora,
-        options.captions, options.query_captions,
+        options.captions, options.query_captions, options.space,
     )  # fmt: skip
 
     from attribench.computing.progress import terminal_progress

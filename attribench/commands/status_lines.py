@@ -12,7 +12,7 @@ from attribench.data import ImageSet
 from attribench.store.artifacts import ArtifactStore
 from attribench.store.journal import Journal
 from attribench.truth.experiment import Experiment
-from attribench.truth.jobs import Job, maker
+from attribench.truth.jobs import Job
 
 #: Processes that are named, those that made most first.
 _SHOWN = 12
@@ -58,13 +58,23 @@ def status_lines(experiment: Experiment) -> list[str]:
 
 def _at_work(store: ArtifactStore, jobs: Sequence[Job]) -> list[str]:
     """Who made how much of it, and is at what now."""
+    claimed = list(store.makers())
+    names = {
+        store.claim_name(*output): job.name for job in jobs if claimed and (output := job.output(store)) is not None
+    }
     now: dict[str, list[str]] = {}
-    for job in jobs:
-        if job.find(store) is None and (who := maker(job, store)) is not None:
-            now.setdefault(who, []).append(job.name)
-    lines = [f"  {who}: {', '.join(names)}" for who, names in sorted(now.items())]
+    others: dict[str, Counter[str]] = {}
+    for claim, who in claimed:
+        named = now.setdefault(who, [])
+        if claim in names:
+            named.append(names[claim])
+        else:
+            others.setdefault(who, Counter())[claim.rpartition("-")[0]] += 1
+    for who, kinds in others.items():  # of another plan (counterfactual, removals), a method, or another data set
+        now[who] += [f"{count} of {kind}" for kind, count in sorted(kinds.items())]
+    lines = [f"  {who}: {', '.join(found)}" for who, found in sorted(now.items())]
     made = Counter(entry.doer for entry in Journal(store.root).entries())
-    lines = ["At work:", *lines] if lines else []
+    lines = ["At work (all data sets):", *lines] if lines else []
     if made:
         shown = made.most_common(_SHOWN)
         lines += [f"Made by {len(made)} process{'es' if len(made) > 1 else ''} (all data sets):"]

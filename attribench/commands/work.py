@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -59,13 +60,19 @@ def jobs(arguments: list[str]) -> int:
         raise UsageError(f"--format {options.format}: slurm or list.")
     if options.shards < 1:
         raise UsageError(f"--shards {options.shards}: at least one process is needed.")
-
-    from attribench.workflows.cluster_scripts import Allotment, command_lines, slurm_script
-
     runtime = runtime_of(options)
+    if runtime.executor != "local":
+        raise UsageError(
+            f"--executor {runtime.executor}: jobs is for clusters without it. With it, run attribench {plan} itself."
+        )
+
+    from attribench.workflows.cluster_scripts import SCORES, Allotment, command_lines, slurm_script
+
     passed = _without(rest, ("--shards", "--format", "--workdir"))
     allotment = Allotment.of(config, runtime)
     commands = command_lines(plan, passed, runtime, options.shards)
+    if plan != PLANS[0]:
+        print(SCORES, file=sys.stderr)
     print("\n".join(commands) if options.format == "list" else slurm_script(plan, config, allotment, commands))
     return 0
 

@@ -127,7 +127,8 @@ def resolve(
             f"It has: {', '.join(base.presets)}."
         )
     check_keys(options, ("data", "method", *SECTIONS), "options", dashed=True)
-    values = merge(base.presets[preset], {key: dict(value) for key, value in options.items() if key != "method"})
+    given = {key: dict(value) for key, value in options.items() if key != "method"}
+    values = merge(_without_network(base.presets[preset], given), given)
     data_class = DATAMODULES.load(base.name)
     sections = {name: cls(**typed(cls, name, values.get(name, {}))) for name, cls in SECTIONS.items()}
     names = list(methods)
@@ -214,6 +215,14 @@ def all_methods() -> tuple[list[str], dict[str, str]]:
         else:
             names += configured.get(entry.name, [entry.name])
     return names, broken
+
+
+def _without_network(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A preset, but not how its own network is built where the caller names a base: that says so itself."""
+    if not given.get("model", {}).get("base"):
+        return preset
+    kept = {name: value for name, value in preset.get("model", {}).items() if name in ("base", "dropout")}
+    return {**preset, "model": kept}
 
 
 def _said(section: str, key: str, value: Any) -> Any:

@@ -138,7 +138,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(file: Path, content: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Not splitlines, for which lines end at U+2028 and others too, which texts may hold.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -40,6 +40,10 @@ class Fewer(AttributionDataModule):
     def stratify(self) -> bool:
         return self._data.stratify
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self._data.prompts
+
     def load(self) -> tuple[ImageSet, ImageSet]:
         train = self._data.train
         order = nested_order(len(train), train.labels if self.stratify else None)

@@ -142,6 +142,11 @@ class AttributionDataModule(L.LightningDataModule, ABC):
             DataError: files are missing or unreadable; the message says what to fetch and where to put it.
         """
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The captions that images are generated with by models that are told a text; none: the train images' own, sorted."""
+        return ()
+
     def setup(self, stage: str | None = None) -> None:
         if self._sets is not None:
             return

@@ -30,6 +30,10 @@ class Planted(AttributionDataModule):
     def stratify(self) -> bool:
         return self._data.stratify
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self._data.prompts
+
     def load(self) -> tuple[ImageSet, ImageSet]:
         train, validation = self._data.train, self._data.validation
         planted = validation.select(self._chosen)
@@ -38,4 +42,7 @@ class Planted(AttributionDataModule):
         if train.labels is not None and planted.labels is not None:
             labels = torch.cat([train.labels, planted.labels.repeat(self._num_copies)])
         images = torch.cat([train.images, planted.images.repeat(self._num_copies, 1, 1, 1)])
-        return ImageSet(images, (*train.ids, *names), labels), validation
+        captions = None
+        if train.captions is not None and planted.captions is not None:
+            captions = (*train.captions, *planted.captions * self._num_copies)
+        return ImageSet(images, (*train.ids, *names), labels, captions), validation

@@ -114,6 +114,18 @@ def read_adapters(path: Path) -> dict[str, Adapter]:
     return {part: _adapter(path, _renamed(own, part), _of_part(config, part)) for part, own in parts.items()}
 
 
+def has_text_encoder(path: Path) -> bool:
+    """Whether a LoRA file has a part for a text encoder, by its names alone; False where it cannot be read."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118 - no mapping
+    except Exception:  # safetensors has errors of its own; who reads the weights is told
+        return False
+    return any(name.startswith((f"{TEXT_ENCODER}.", "lora_te_")) for name in names)
+
+
 def _from_kohya(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights with the names of kohya's scripts, by those of diffusers."""
     try:

@@ -118,7 +118,7 @@ class LatentInputs:
     Args:
         captions: every caption that there is, with its row in ``embeddings``; none for a network that is told no text.
         embeddings: float32 ``(num_captions, tokens, width)``.
-        text: identifies the text encoder.
+        text: identifies the text encoder and its tokenizer.
         num_classes: that the network knows; 0 for none.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from attribench.computing.cost import measure
 from attribench.computing.device import exact_float32
+from attribench.computing.memory import available_memory
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet, to_unit_range
 from attribench.diffusion.digests import model_digest
-from attribench.errors import ModelError
+from attribench.errors import ModelError, UsageError
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
 from attribench.store.code import ROOT, source_hash
 
@@ -28,8 +28,8 @@ _DECISIVE = ("diffusion/latents.py", "diffusion/digests.py", "data/image_sets.py
 #: Images whose latents are kept together: what a killed call loses.
 CHUNK = 64
 
-#: Bytes of activations of one pass, about.
-_PASS_BYTES = {"cpu": 256 * 2**20, "cuda": 8 * 2**30}
+#: Bytes of activations of one pass, about, and the share of what memory there is that they may take.
+_PASS_BYTES, _PASS_SHARE = {"cpu": 256 * 2**20, "cuda": 8 * 2**30}, 0.5
 
 #: Bytes of an artifact beside its latents.
 _ARTIFACT_BYTES = 4096
@@ -73,9 +73,9 @@ class Autoencoder:
         """Pixels along a side for one latent."""
         return int(2 ** (len(self._config["block_out_channels"]) - 1))
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Identifies it."""
+        """Identifies it as it is now."""
         return model_digest(self.module)
 
     def encode(self, images: Tensor, device: torch.device) -> Tensor:
@@ -102,8 +102,9 @@ class Autoencoder:
         return int(4 * max(5 * max(sizes), 19 * attention))
 
     def batch(self, side: int, device: torch.device) -> int:
-        """Images that are encoded together."""
-        return max(1, min(CHUNK, _PASS_BYTES.get(device.type, _PASS_BYTES["cpu"]) // self.image_bytes(side)))
+        """Images that are encoded together: one where there is memory for less."""
+        budget = min(_PASS_BYTES.get(device.type, _PASS_BYTES["cpu"]), _PASS_SHARE * available_memory(device))
+        return max(1, min(CHUNK, int(budget // self.image_bytes(side))))
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,25 @@ class Latents:
         self._autoencoder, self._store, self._device = autoencoder, store, device
 
     def needs(self, *sets: ImageSet) -> EncodingNeeds | None:
-        """What encoding these takes; None where all latents are in the store."""
+        """What encoding these takes; None where all latents are in the store.
+
+        Raises:
+            UsageError: there is no memory for one image.
+        """
         missing = [
             part for images in sets for part, spec in self._parts(images) if self._store.find(_KIND, spec) is None
         ]
         if not missing:
             return None
         count, (_, height, width) = sum(map(len, missing)), missing[0].image_shape
-        self._autoencoder.module.to(self._device)
-        seconds = min(self._timed(missing[0][:1]) for _ in range(2))  # the first one finds out how to compute
+        try:
+            self._autoencoder.module.to(self._device)
+            seconds = min(self._timed(missing[0][:1]) for _ in range(2))  # the first one finds out how to compute
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"There is no memory on {self._device} to encode one image of {height}×{width}: a smaller --image-size takes "
+                "less, and so does --accelerator cpu."
+            ) from error
         code = self._autoencoder
         latent = 4 * code.channels * (height // code.factor) * (width // code.factor)
         batch = min(code.batch(max(height, width), self._device), max(map(len, missing)))

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from attribench.computing.seeding import derive_seed
 from attribench.data import to_unit_range
+from attribench.diffusion.examples import target_of
 from attribench.diffusion.noise import NUM_TIMESTEPS, NoiseSchedule
 from attribench.errors import AttribenchError
 from attribench.settings import TrainingSettings
+
+#: Latents, those of the mirrored images if these are needed, and what the network is told of each.
+Batch = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 
 #: Where a checkpoint says how its network is built.
 CONFIG_KEY = "network_config"
@@ -29,32 +33,43 @@ class DiffusionModule(L.LightningModule):
         settings: the recipe.
         total_steps: optimizer steps of the whole training, for the learning-rate schedule.
         seed: this model's training seed.
+        schedule: how much noise there is at a timestep, and what is predicted there; None: DDPM's, and the noise.
     """
 
-    def __init__(self, network: nn.Module, settings: TrainingSettings, total_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: TrainingSettings,
+        total_steps: int,
+        seed: int,
+        schedule: NoiseSchedule | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
         self.total_steps = total_steps
         self.seed = seed
-        self.register_buffer("alpha_bar", NoiseSchedule().alpha_bar, persistent=False)
+        self.schedule = schedule or NoiseSchedule()
+        self.register_buffer("alpha_bar", self.schedule.alpha_bar, persistent=False)
         # A pretrained base is not kept with every unfinished LoRA; whoever goes on with it brings the same one.
         self._frozen = [f"network.{name}" for name, value in network.named_parameters() if not value.requires_grad]
         self.strict_loading = not self._frozen
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """The mean squared error of the predicted noise on a batch of uint8 images ``(B, C, H, W)``."""
+    def training_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
+        """The mean squared error of what is predicted on a batch of uint8 images ``(B, C, H, W)``, or of latents."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "step", self.global_step))
         torch.manual_seed(derive_seed(self.seed, "dropout", self.global_step))
-        images = to_unit_range(batch)
+        images, mirrored, told = (to_unit_range(batch), None, {}) if isinstance(batch, Tensor) else batch
         if self.settings.horizontal_flip:
             flip = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+            other = images.flip(-1) if mirrored is None else mirrored
+            images = torch.where(flip.to(images.device)[:, None, None, None], other, images)
         timesteps = torch.randint(NUM_TIMESTEPS, (len(images),), generator=generator).to(images.device)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         alpha_bar = self.alpha_bar[timesteps][:, None, None, None]  # type: ignore[index]
         noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise
-        loss = torch.nn.functional.mse_loss(self.network(noisy, timesteps).sample, noise)
+        predicted = self.network(noisy, timesteps, **told).sample
+        loss = torch.nn.functional.mse_loss(predicted, target_of(self.schedule, images, noise, alpha_bar))
         if not torch.isfinite(loss):
             raise AttribenchError(
                 f"The training diverged: the loss at step {self.global_step} is {loss.item()}. Lower --training.learning_rate."

@@ -49,8 +49,10 @@ def build_network(settings: ModelSettings, image_shape: tuple[int, int, int]) ->
     return network
 
 
-def set_dropout(network: nn.Module, probability: float) -> None:
-    """Give every ``torch.nn.Dropout`` of a network the same probability."""
+def set_dropout(network: nn.Module, probability: float | None) -> None:
+    """Give every ``torch.nn.Dropout`` of a network the same probability; None: each keeps its own."""
+    if probability is None:
+        return
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability

@@ -14,7 +14,7 @@ from torch import nn
 from attribench.diffusion.adapters import DENOISER, TEXT_ENCODER, read_adapters
 from attribench.diffusion.inputs import LatentInputs, PixelInputs
 from attribench.diffusion.latents import Autoencoder
-from attribench.diffusion.lora import add_lora, has_lora, lora_snapshots_in
+from attribench.diffusion.lora import add_lora, check_in_use, has_lora, lora_snapshots_in, told_by_others
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.networks import network_folder, read_network, read_network_file, snapshots_in
 from attribench.diffusion.noise import NoiseSchedule
@@ -56,7 +56,9 @@ def load_model(
     if checkpoints is None:
         return model
     loads = (lora_snapshots_in if has_lora(model.network) else snapshots_in)(Path(checkpoints))
-    return replace(model, snapshots=[partial(load, model.network) for load in loads])
+    note = told_by_others(loads)
+    notes = [*model.notes, note] if note else model.notes
+    return replace(model, snapshots=[partial(load, model.network) for load in loads], notes=notes)
 
 
 def _adapted(model: DiffusionModel, path: Path, copied: bool) -> DiffusionModel:
@@ -104,6 +106,7 @@ def _from_object(source: object, scheduler: object) -> DiffusionModel:
             f"A {type(source).__name__} is no diffusion model: give a path, a diffusers pipeline or a UNet2DModel."
         )
     name = type(source).__name__
+    check_in_use(network, name)
     if next(network.parameters(), None) is None:
         raise ModelError(f"A {type(network).__name__} has no parameters, so that there are no gradients to look at.")
     encoders = parts_of(source, name)
@@ -156,6 +159,11 @@ def _described(
     if autoencoder is None:
         return model
     _check_told(name, network, text)
+    if autoencoder.image_channels not in (1, 3):
+        raise ModelError(
+            f"{name}: its autoencoder takes images of {autoencoder.image_channels} channels; attribench knows grey (1) and RGB "
+            "(3)."
+        )
     if channels != autoencoder.channels:
         raise ModelError(f"{name}: latents have {autoencoder.channels} channels, and the denoiser takes {channels}.")
     return replace(

@@ -20,10 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from attribench.computing.device import single_thread
 from attribench.computing.seeding import derive_seed
-from attribench.diffusion.module import DiffusionModule
+from attribench.diffusion.examples import Examples, told
+from attribench.diffusion.module import Batch, DiffusionModule
 from attribench.diffusion.network import build_network, set_dropout
+from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.tuning import add_lora, fill_lora
-from attribench.diffusion.unfinished import UnfinishedTraining
+from attribench.diffusion.unfinished import Keep, UnfinishedTraining
 from attribench.errors import ArtifactError, UsageError
 from attribench.settings import ModelSettings, TrainingSettings
 
@@ -31,20 +33,23 @@ from attribench.settings import ModelSettings, TrainingSettings
 Load = Callable[[], nn.Module]
 
 
-class _ImageBatches(Dataset[Tensor]):
+class _Batches(Dataset[Any]):
     """Whole batches by index list: one tensor indexing instead of one call and one copy an image."""
 
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._examples)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._images[index]
+    def __getitem__(self, index: int) -> Tensor | Batch:
+        return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        return self._images[indices]
+    def __getitems__(self, indices: list[int]) -> Tensor | Batch:
+        clean, mirrored = self._examples.clean[indices], self._examples.mirrored
+        if clean.dtype == torch.uint8:
+            return clean
+        return clean, None if mirrored is None else mirrored[indices], told(self._examples.conditions, indices)
 
 
 class _EpochShuffle(Sampler[int]):
@@ -83,7 +88,7 @@ def checkpoint_steps(total_steps: int, num_checkpoints: int) -> list[int]:
 
 
 def train_network(
-    images: Tensor,
+    images: Tensor | Examples,
     model: ModelSettings,
     training: TrainingSettings,
     seed: int,
@@ -91,22 +96,26 @@ def train_network(
     device: torch.device,
     *,
     identity: str = "",
-    keep_checkpoints: bool = False,
+    keep: Keep | None = None,
     checkpoint_seconds: float = 60.0,
     devices: str = "auto",
     base: Load | None = None,
+    schedule: NoiseSchedule | None = None,
     report: Callable[[float], None] = lambda steps: None,
+    check: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train a network from scratch, or LoRA on a pretrained one; or go on where a killed training of the same model stopped.
 
     Args:
-        images: uint8 ``(N, C, H, W)``.
+        images: uint8 ``(N, C, H, W)``; or latents, with what the network is told of them.
         seed: decides initial weights, order, noise, flips and dropout.
-        work: folder for the unfinished state; kept checkpoints are written there too.
+        work: folder for the unfinished state.
         identity: says which training this is; the unfinished state of one with another identity is refused.
-        keep_checkpoints: keep ``training.num_checkpoints`` models of the course of the training in ``work``.
+        keep: takes ``training.num_checkpoints`` models of the course of the training, at its end; None: none are kept.
         base: loads the pretrained network that LoRA is trained on; None: the whole network is trained, from scratch.
+        schedule: the base's; None: DDPM's.
         report: called with the number of optimizer steps just done.
+        check: called before anything is written to ``work``; raises if that is another process's by now.
 
     Returns:
         The trained network on the CPU, in evaluation mode.
@@ -118,15 +127,16 @@ def train_network(
     if device.type == "cpu" and training.precision in ("16-mixed", "16"):
         raise UsageError("--training.precision 16-mixed needs a GPU. Choose bf16-mixed or 32-true on a CPU.")
     _quiet_lightning()
-    total = num_steps(len(images), training)
+    examples = Examples(images) if isinstance(images, Tensor) else images
+    total = num_steps(len(examples), training)
     loader = DataLoader(
-        _ImageBatches(images),
+        _Batches(examples),
         batch_size=training.batch_size,
-        sampler=_EpochShuffle(len(images), seed),
+        sampler=_EpochShuffle(len(examples), seed),
         collate_fn=_identity,
     )
-    kept_steps = checkpoint_steps(total, training.num_checkpoints) if keep_checkpoints else []
-    unfinished = UnfinishedTraining(work, identity, checkpoint_seconds, kept_steps)
+    kept_steps = checkpoint_steps(total, training.num_checkpoints) if keep else []
+    unfinished = UnfinishedTraining(work, identity, checkpoint_seconds, kept_steps, check)
     epochs_done = unfinished.epochs_done()
     trainer = _trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -142,16 +152,19 @@ def train_network(
         warnings.simplefilter("ignore")
         if base is None:
             torch.manual_seed(derive_seed(seed, "weights"))
-            network = build_network(model, (images.shape[1], images.shape[2], images.shape[3]))
+            channels, height, width = examples.clean.shape[1:]
+            network = build_network(model, (channels, height, width))
         else:
             network = base().train()
             set_dropout(network, model.dropout)
             torch.manual_seed(derive_seed(seed, "weights"))
             add_lora(network, training)
-        module = DiffusionModule(network, training, total, seed)
+        module = DiffusionModule(network, training, total, seed, schedule)
         if epochs_done:
-            report(float(epochs_done * math.ceil(len(images) / training.batch_size)))
+            report(float(epochs_done * math.ceil(len(examples) / training.batch_size)))
         _fit(trainer, module, loader, unfinished.resume_file if epochs_done else None)
+    if keep is not None:
+        unfinished.hand_over(keep)
     return module.network.to("cpu").eval()
 
 
@@ -173,7 +186,7 @@ def _trainer(**arguments: Any) -> L.Trainer:
     return L.Trainer(**{**defaults, **ours, **arguments})
 
 
-def _fit(trainer: L.Trainer, module: DiffusionModule, loader: DataLoader[Tensor], checkpoint: Path | None) -> None:
+def _fit(trainer: L.Trainer, module: DiffusionModule, loader: DataLoader[Any], checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except RuntimeError as error:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
+from attribench.diffusion.peft_parts import exact_targets, freeze_but_lora, plain_name, require_peft
 from attribench.errors import ModelError, UsageError, nearest
 from attribench.settings import TrainingSettings
-
-#: What peft calls the one LoRA of a network, within the names of its weights; files leave it out.
-_ADAPTER = ".default."
 
 
 def add_lora(network: nn.Module, training: TrainingSettings) -> None:
@@ -26,21 +23,21 @@ def add_lora(network: nn.Module, training: TrainingSettings) -> None:
         training: has rank, α, and the names of the layers.
 
     Raises:
-        UsageError: a name is of no layer; or peft is not installed.
+        UsageError: a name is of no layer.
+        ModelError: peft is not installed.
     """
-    peft = _peft()
+    peft = require_peft()
     found = lora_layers(network, training.lora_modules)
     config = peft.LoraConfig(
         r=training.lora_rank,
         lora_alpha=training.alpha,
-        target_modules="|".join(map(re.escape, found)),
+        target_modules=exact_targets(found),
         lora_dropout=0.0,
         bias="none",
         init_lora_weights=True,
     )
     peft.inject_adapter_in_model(config, network)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(_is_lora(name))
+    freeze_but_lora(network)
 
 
 def lora_layers(network: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -64,7 +61,7 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """What a training makes of a network: all its state, or of one with a frozen base the LoRA alone, as peft names it."""
     if all(parameter.requires_grad for parameter in network.parameters()):
         return dict(network.state_dict())
-    return {_plain(name): value.detach() for name, value in network.named_parameters() if value.requires_grad}
+    return {plain_name(name): value.detach() for name, value in network.named_parameters() if value.requires_grad}
 
 
 def fill_lora(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -77,7 +74,7 @@ def fill_lora(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> N
     Raises:
         ModelError: they are of another LoRA.
     """
-    own = {_plain(name): value for name, value in network.named_parameters() if value.requires_grad}
+    own = {plain_name(name): value for name, value in network.named_parameters() if value.requires_grad}
     odd = _different(own, weights)
     if odd:
         raise ModelError(f"{what} is the LoRA of another base, or of other settings: {odd}.")
@@ -104,19 +101,3 @@ def _different(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
-
-
-def _is_lora(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
-
-
-def _plain(name: str) -> str:
-    return name.replace(_ADAPTER, ".")
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError("LoRA needs peft: pip install attribench[latent].") from error
-    return peft

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from attribench.store.files import atomic_write, file_sum
 RESUME_FILE = "resume.ckpt"
 
 
+#: Takes a file: where it lies, what it is to be called, the SHA-256 of its content.
+Keep = Callable[[Path, str, str], None]
+
+
 class UnusableStateError(ArtifactError):
     """The state of an unfinished training is damaged, or is that of another training."""
 
@@ -31,7 +36,7 @@ class UnfinishedTraining(L.Callback):
     """Saves Lightning's own checkpoint at the end of an epoch when the last one is old enough, and weights on the way.
 
     A checkpoint names the training it is of and holds the sums of the weights kept so far: it is gone on from only if all
-    of that is as it was left.
+    of that is as it was left. Weights have their sum in the name: no two processes ever write different ones to one file.
 
     Args:
         folder: of this training alone.
@@ -39,11 +44,19 @@ class UnfinishedTraining(L.Callback):
             another model than one trained from the start.
         seconds: between two checkpoints.
         kept_steps: optimizer steps after which the network's weights are kept.
+        check: called before anything is written; raises if the folder is another process's by now.
     """
 
-    def __init__(self, folder: Path, identity: str, seconds: float, kept_steps: Collection[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        seconds: float,
+        kept_steps: Collection[int],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.resume_file = folder / RESUME_FILE
-        self._folder, self._seconds, self._kept_steps = folder, seconds, kept_steps
+        self._folder, self._seconds, self._kept_steps, self._check = folder, seconds, kept_steps, check
         self._identity = f"{identity} torch {torch.__version__} lightning {L.__version__}"
         self._sums: dict[str, str] = {}
         self._saved = time.monotonic()
@@ -79,20 +92,37 @@ class UnfinishedTraining(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step in self._kept_steps:
             assert isinstance(module, DiffusionModule)
-            name, content = checkpoint_name(trainer.global_step), save(_weights(module.network))
+            self._check()
+            content = save(_weights(module.network))
+            total = hashlib.sha256(content).hexdigest()
+            stem, dot, suffix = checkpoint_name(trainer.global_step).partition(".")
+            name = f"{stem}.{total[:16]}{dot}{suffix}"
             atomic_write(self._folder / name, content)
-            self._sums[name] = hashlib.sha256(content).hexdigest()
+            self._sums[name] = total
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
         if last_epoch or time.monotonic() - self._saved < self._seconds:
             return
-        temporary = self.resume_file.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.resume_file)
+        self._check()
+        for left in self._folder.glob(f".{RESUME_FILE}.*.tmp"):  # by a killed process
+            left.unlink(missing_ok=True)
+        temporary = self._folder / f".{RESUME_FILE}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        try:
+            trainer.save_checkpoint(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            self._check()  # it took its time
+            temporary.replace(self.resume_file)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._saved = time.monotonic()
+
+    def hand_over(self, keep: Keep) -> None:
+        """Give away all weights that were kept, each under its :func:`checkpoint_name`."""
+        for name, total in self._sums.items():
+            stem, _, suffix = name.partition(".")
+            keep(self._folder / name, f"{stem}.{suffix.rpartition('.')[2]}", total)
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning puts into the checkpoint for this callback."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import psutil
 import torch
 from humanize import naturalsize
+
+from attribench.computing.memory import available_memory
 
 
 def shortage(
@@ -28,14 +29,6 @@ def shortage(
     if disk > free_disk:
         return f"{what} needs {_size(disk)} on disk; {_size(free_disk)} are free at {folder}. {remedy}".strip()
     return None
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on ``device``."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return int(psutil.virtual_memory().available)
 
 
 def _existing(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from attribench.computing.progress import Task
 from attribench.computing.seeding import derive_seed
 from attribench.data import ImageSet
 from attribench.diffusion.noise import sample_noise_batch
-from attribench.diffusion.parameters import choose
+from attribench.diffusion.parameters import choose, trainable
 from attribench.errors import AttribenchError
 from attribench.gradients.budget import shortage
 from attribench.gradients.features import DECISIVE, model_spec
@@ -43,6 +43,16 @@ _DECISIVE = ("gradients/ekfac.py", "computing/precision.py", *DECISIVE)
 _NO_LAYERS = (
     "it needs a network made of 2-d convolutions, linear layers, group and layer norms, and no other parameters"
 )
+
+
+def _no_layers(model: nn.Module) -> str:
+    """Why there are no layers to take factors of."""
+    if any("lora_magnitude_vector" in name for name in trainable(model)):
+        return (
+            "the magnitudes of DoRA (lora_magnitude_vector) are no weights of a layer; --method.layers 'lora_A, lora_B' leaves "
+            "them out"
+        )
+    return _NO_LAYERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +98,7 @@ class Curvature:
         example = Example.of(self._context.inputs, self._context.inputs.seen(images))
         layers = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if layers is None:
-            return _NO_LAYERS
+            return _no_layers(model)
         if not layers:
             return "the network has neither a linear layer nor a convolution"
         return self._shortage(_Work(self._context, self._options, model, images, layers))
@@ -103,7 +113,7 @@ class Curvature:
         example = Example.of(self._context.inputs, self._context.inputs.seen(images))
         found = kronecker_layers(model, example.shape, self._context.device, example.conditions)
         if found is None:
-            raise AttribenchError(f"EK-FAC: {_NO_LAYERS}.")
+            raise AttribenchError(f"EK-FAC: {_no_layers(model)}.")
         work = _Work(self._context, self._options, model, images, found)
         reason = self._shortage(work)
         if reason is not None:

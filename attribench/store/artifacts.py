@@ -35,6 +35,12 @@ Spec = Mapping[str, Any]
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 _FORMAT = 1
+#: Seconds between two looks at a claim that another process holds.
+_LONGEST_PAUSE = 2.0
+#: Seconds after which a look at a folder, or an arrival, is no longer under way.
+_OLD = 24 * 3600.0
+#: Before the number of the attempt, in the name of the folder that it writes to.
+_TRY = "try"
 
 
 def _say(text: str) -> None:
@@ -48,9 +54,17 @@ class LockBusyError(ArtifactError):
 class Staging:
     """The folder in which an artifact's payload is written before it becomes visible."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.folder, self._check = folder, check
         self.notes: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """To be called before anything is written elsewhere than here, where the next maker would find it.
+
+        Raises:
+            LockBusyError: this process had seemed dead, and another one makes the artifact by now.
+        """
+        self._check()
 
     def note(self, **notes: Any) -> None:
         """Put something into the artifact's ``info``: worth knowing, but no part of what its digest is taken of."""
@@ -72,9 +86,19 @@ class Staging:
         with (self.folder / filename).open("wb") as file:
             file.write(content)
 
-    def adopt(self, source: Path, filename: str) -> None:
-        """Copy a finished file into the payload."""
+    def adopt(self, source: Path, filename: str, sha256: str) -> None:
+        """Copy a finished file into the payload.
+
+        Args:
+            sha256: of its content.
+
+        Raises:
+            ArtifactError: it has another content by now.
+        """
         shutil.copyfile(source, self.folder / filename)
+        if file_sum(self.folder / filename) != sha256:
+            self.check()
+            raise ArtifactError(f"{source} was changed after it was written. Run the same command again.")
 
 
 @dataclass(frozen=True)
@@ -245,16 +269,17 @@ class ArtifactStore:
     @contextmanager
     def lock(self, kind: str, spec: Spec, wait: bool = True) -> Iterator[Claim]:
         """Hold the right to make an artifact; see :mod:`attribench.store.claims`. It passes on when its owner dies."""
-        name, claims = self._claim_name(kind, spec), self._claims()
-        end = time.monotonic() + (self.lock_timeout if wait else 0)
+        name, claims = self.claim_name(kind, spec), self._claims()
+        end, pause = time.monotonic() + (self.lock_timeout if wait else 0), 0.1
         while True:
             try:
                 claim = claims.take(name)
                 break
             except HeldError as held:
-                if time.monotonic() >= end:
+                if (left := end - time.monotonic()) <= 0:
                     raise LockBusyError(f"{name} is being made by {held.owner}. Wait for it, or stop it.") from held
-                time.sleep(0.2)
+                pause = min(1.5 * pause, _LONGEST_PAUSE)
+                time.sleep(min(pause, left))
             except OSError as error:
                 raise storage_error(self.root / ".claims" / name, error) from error
         try:
@@ -264,13 +289,17 @@ class ArtifactStore:
 
     def maker(self, kind: str, spec: Spec) -> str | None:
         """Who is making an artifact, in words; None for nobody."""
-        owner = self._claims().holder(self._claim_name(kind, spec))
-        return None if owner is None else str(owner)
+        return self._claims().holder_words(self.claim_name(kind, spec))
+
+    def makers(self) -> Iterator[tuple[str, str]]:
+        """The :meth:`claim_name` of whatever is being made, of any kind, and who is at it, in words."""
+        return self._claims().held()
 
     def _claims(self) -> Claims:
         return Claims(self.root / ".claims", self.dead_after, self.assigned)
 
-    def _claim_name(self, kind: str, spec: Spec) -> str:
+    def claim_name(self, kind: str, spec: Spec) -> str:
+        """What the claim of an artifact is called."""
         return f"{(self.namespace + kind).replace('/', '-')}-{self.key(spec)}"
 
     def _look_anew(self, kind: str, spec: Spec) -> None:
@@ -280,7 +309,8 @@ class ArtifactStore:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             look.mkdir()
-            look.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                look.rmdir()
         except OSError as error:
             raise storage_error(look, error) from error
 
@@ -298,28 +328,37 @@ class ArtifactStore:
     def _create(self, kind: str, spec: Spec, build: Callable[[Staging], None], claim: Claim) -> Artifact:
         kind, key = self.namespace + kind, self.key(spec)
         parent, folder = self.root / kind, self.root / kind / key
-        temporary = parent / f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary = parent / f".{key}.{_TRY}{claim.attempt}-{claim.owner.token}.tmp"
         started, others = time.perf_counter(), Others()
+
+        def check() -> None:
+            if claim.lost:
+                raise LockBusyError(
+                    f"{kind}/{key} was taken over by another process, because this one had shown no sign of life for long."
+                )
+
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            for stale in parent.glob(f".{key}.*.tmp"):  # left by a killed process: we hold the lock
-                shutil.rmtree(stale, ignore_errors=True)
+            for stale in parent.glob(f".{key}.*"):
+                if _is_stale(stale, claim.attempt):
+                    check()  # what seems to have been left by a killed process may be the work of who took over from this one
+                    shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir()
-            staging = Staging(temporary)
+            staging = Staging(temporary, check)
             build(staging)
             (temporary / SPEC).write_text(canonical(spec), "utf-8")
             seconds = round(time.perf_counter() - started, 3)
             notes = {"seconds": seconds, "others_seconds": round(others.seconds, 3), "host": socket.gethostname()}
             info = {**staging.notes, **notes}
             self._write_manifest(temporary, kind, info)
+            check()
             temporary.rename(folder)
             sync_folder(parent)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if claim.lost or (folder / MANIFEST).exists():
-                raise LockBusyError(
-                    f"{kind}/{key} was taken over by another process, because this one had shown no sign of life for long."
-                ) from error
+            check()
+            if (folder / MANIFEST).exists():
+                raise LockBusyError(f"{kind}/{key} was made by another process at the same time.") from error
             raise storage_error(folder, error) from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -405,6 +444,18 @@ class ArtifactStore:
             raise storage_error(folder, error) from error
         self._verified.discard(folder)
         self.report(f"Damaged artifact: {damage}. Set aside as {target}; it will be rebuilt.")
+
+
+def _is_stale(path: Path, attempt: int) -> bool:
+    """Whether a hidden folder beside an artifact that this attempt is to make was left by a killed process."""
+    what, suffix = path.suffixes[-2:] if len(path.suffixes) > 1 else ("", path.suffix)
+    if suffix == ".tmp":
+        number = what.removeprefix(f".{_TRY}").partition("-")[0]
+        return not (what.startswith(f".{_TRY}") and number.isdigit() and int(number) > attempt)
+    # Others may be looking or sending just now.
+    with contextlib.suppress(OSError):
+        return suffix in (".look", ".arrived") and time.time() - path.stat().st_mtime > _OLD
+    return False
 
 
 class _DamagedError(Exception):

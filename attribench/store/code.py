@@ -30,9 +30,10 @@ LEFT_OUT = frozenset((
     "data/captions.py", "data/decoding.py", "data/files.py", "data/folders.py", "data/reading.py", "data/sources.py",
     "data/tiff.py",
     "diffusion/losses.py", "diffusion/adapters.py", "diffusion/foreign_files.py", "diffusion/lora.py",
-    "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
-    "diffusion/pretrained.py", "diffusion/recipes.py", "diffusion/sampling.py", "diffusion/schedulers.py",
-    "diffusion/training.py", "diffusion/unfinished.py",
+    "diffusion/latents.py", "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
+    "diffusion/peft_parts.py", "diffusion/pipelines.py", "diffusion/pretrained.py", "diffusion/recipes.py",
+    "diffusion/sampling.py", "diffusion/schedulers.py",
+    "diffusion/training.py", "diffusion/tuning.py", "diffusion/unfinished.py",
 ))  # fmt: skip
 
 

@@ -64,6 +64,10 @@ class Journal:
     def entries(self) -> Iterator[Entry]:
         """All that was made, process by process."""
         for file in sorted(self._folder.glob("*.jsonl")):
-            for line in file.read_text("utf-8").splitlines():
+            try:
+                lines = file.read_text("utf-8", errors="replace").splitlines()
+            except OSError:
+                continue  # another user's, or gone
+            for line in lines:
                 with suppress(ValueError, TypeError):  # the last line of a process that was killed as it wrote
                     yield Entry(**json.loads(line))

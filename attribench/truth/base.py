@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from attribench.diffusion.spaces import PixelSpace, Space
 from attribench.errors import ArtifactError
 from attribench.store.artifacts import ArtifactStore, Spec, Staging
-from attribench.store.files import canonical, digest_text
+from attribench.store.files import canonical, digest_text, plain
 
 KIND = "bases"
+
+#: The classes of diffusers that a configuration may name.
+_KINDS = {
+    None: "UNet2DModel", "UNet2DModel": "UNet2DModel", "UNet2DConditionModel": "UNet2DConditionModel",
+    "AutoencoderKL": "AutoencoderKL",
+}  # fmt: skip
 
 
 class Base(Protocol):
@@ -23,7 +31,7 @@ class Base(Protocol):
 
     @property
     def content(self) -> str:
-        """Hash of the weights: what the models that are trained on it are bound to."""
+        """Hash of the weights and of how they are used, see :func:`content_of`: what models trained on it are bound to."""
 
     @property
     def inputs(self) -> list[tuple[str, Spec]]:
@@ -39,13 +47,23 @@ class Base(Protocol):
     def skeleton(self) -> nn.Module:
         """The network with any weights, on torch's default device."""
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The captions that images are generated with, in order; none for a network that is told no text."""
+
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        """What the network works in."""
+
+    def stand_in(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], dict[str, tuple[int, ...]]]:
+        """Shapes of one image as the network is given it, and of what it is told: to count what these take."""
+
 
 @dataclass(frozen=True)
 class StoredBase:
     """A network of diffusers that lies in the store by its content.
 
     Args:
-        content: hash of the weights.
+        content: see :func:`content_of`.
         config: how it is built, as JSON.
     """
 
@@ -69,21 +87,35 @@ class StoredBase:
         return network.float().eval()
 
     def skeleton(self) -> nn.Module:
-        from diffusers import UNet2DModel
+        import diffusers
 
-        network: nn.Module = UNet2DModel.from_config(json.loads(self.config))
+        config = json.loads(self.config)
+        network: nn.Module = getattr(diffusers, _KINDS[config.get("_class_name")]).from_config(config)
         return network
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return ()
+
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        return PixelSpace()
+
+    def stand_in(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], dict[str, tuple[int, ...]]]:
+        return image_shape, {}
 
 
 def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> StoredBase:
     """Put a network of diffusers into the store, unless it is there.
 
     Args:
-        config: as diffusers writes it into ``config.json``; what begins with ``_`` does not count.
+        config: as diffusers writes it into ``config.json``; of what begins with ``_`` the class alone counts.
         weights: its state.
     """
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    base = StoredBase(weights_hash(weights), canonical(kept))
+    kept = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
+    described = StoredBase("", canonical(kept))
+    with torch.device("meta"):
+        network = described.skeleton()
+    base = replace(described, content=content_of(network, weights))
 
     def build(staging: Staging) -> None:
         staging.save_json("config", kept)
@@ -91,6 +123,24 @@ def store_base(store: ArtifactStore, config: Mapping[str, Any], weights: Mapping
 
     store.get_or_create(KIND, base.spec, build)
     return base
+
+
+def content_of(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Identify a network of diffusers by its weights and by what its configuration makes of them, wherever it is from.
+
+    The same weights compute something else with another activation or ε. What a configuration leaves out, or says as the
+    constructor would have it anyway, does not count: an older or a newer diffusers writes fewer or more options.
+
+    Args:
+        network: has the configuration; its own weights do not matter.
+        weights: its state.
+    """
+    config: Mapping[str, Any] = network.config  # type: ignore[assignment]
+    usual = {
+        name: parameter.default for name, parameter in inspect.signature(type(network).__init__).parameters.items()
+    }
+    options = {name: value for name, value in config.items() if name in usual and plain(value) != plain(usual[name])}
+    return digest_text(canonical([type(network).__name__, options, weights_hash(weights)]))
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

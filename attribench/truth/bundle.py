@@ -28,6 +28,8 @@ MASKS, TRAIN = "masks.safetensors", "train.safetensors"
 MODEL = "model/diffusion_pytorch_model.safetensors"
 #: Of LoRA, as peft and diffusers call the files: the target model's, and the network it was trained on.
 LORA, BASE = "model/adapter_model.safetensors", "base/diffusion_pytorch_model.safetensors"
+#: What peft puts before the names of weights in its files, and insists on when it reads one.
+PEFT_PREFIX = "base_model.model."
 
 
 class Bundle:
@@ -160,10 +162,10 @@ class Bundle:
             raise BundleError(f"{self.path} holds {len(self.header.checkpoints)} checkpoints; {len(names)} are needed.")
 
         def build(staging: Staging) -> None:
-            staging.save_tensors("model", self._tensors(self.header.checkpoints[-1]))
+            staging.save_tensors("model", self._model(self.header.checkpoints[-1]))
             staging.save_tensors("indices", {"indices": torch.arange(job.num_images)})
             for name, file in zip(names, self.header.checkpoints, strict=True):
-                staging.save_tensors(name.removesuffix(".safetensors"), self._tensors(file))
+                staging.save_tensors(name.removesuffix(".safetensors"), self._model(file))
 
         return store.get_or_create("models", job.spec, build)
 
@@ -189,6 +191,10 @@ class Bundle:
     def _ids(self, name: str) -> list[str]:
         ids: list[str] = json.loads(self.files.read(_ids_name(name)))
         return ids
+
+    def _model(self, name: str) -> dict[str, Tensor]:
+        """A model's weights by the names that jobs have for them."""
+        return {key.removeprefix(PEFT_PREFIX): value for key, value in self._tensors(name).items()}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError

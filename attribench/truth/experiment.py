@@ -17,6 +17,7 @@ from attribench.configuration.protocol import Halves
 from attribench.data import AttributionDataModule, ImageSet
 from attribench.diffusion.recipes import SAMPLING, recipe
 from attribench.diffusion.sampling import generate_images
+from attribench.diffusion.spaces import LatentSpace, PixelSpace, Space
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
@@ -25,10 +26,11 @@ from attribench.store.parts import Part
 from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
+from attribench.truth.generation import prompts_of
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.part_jobs import PartJob
-from attribench.truth.pretraining import planned_base, provide_base
+from attribench.truth.pretraining import Asked, planned_base, provide_base
 from attribench.truth.subsets import subset_masks
 
 
@@ -53,6 +55,7 @@ class Experiment:
         self.settings, self.runtime, self.progress = settings, runtime, progress
         self.label, self.stratify = data.label, data.stratify
         self.train, self.validation = data.train, data.validation
+        self.prompts = data.prompts
         self.store = store or ArtifactStore(
             Path(runtime.workdir),
             lock_timeout=runtime.lock_timeout,
@@ -82,7 +85,7 @@ class Experiment:
             return None
         if self.bundle is not None:
             return self.bundle.install_base(self.store)
-        return provide_base(name, self.train.image_shape, self.store, self.runtime, self.progress)
+        return provide_base(name, self._asked, self.store, self.runtime, self.progress)
 
     def plan(self) -> bool:
         """Look at what there is without training the base; whether it is there.
@@ -92,8 +95,21 @@ class Experiment:
         name = self.settings.model.base
         if name is None or self.bundle is not None:
             return True
-        self.base = planned_base(name, self.train.image_shape, self.store)
+        self.base = planned_base(name, self._asked, self.store, self.runtime)
         return bool(self.base.content)
+
+    @property
+    def _asked(self) -> Asked:
+        every = {*(self.train.captions or ()), *(self.validation.captions or ())}
+        own = tuple(sorted(caption for caption in set(self.train.captions or ()) if caption is not None))
+        captions = sorted(caption for caption in every if caption is not None)
+        return Asked(self.train.image_shape, captions, self.prompts or own)
+
+    @cached_property
+    def space(self) -> Space:
+        """What the models work in."""
+        device = resolve_device(self.runtime.accelerator)
+        return PixelSpace() if self.base is None else self.base.space(self.store, device)
 
     @cached_property
     def masks(self) -> Tensor:
@@ -280,6 +296,8 @@ class Experiment:
 
     def _sampling(self, images: ImageSet) -> Sampling | None:
         """How the generated queries were sampled; None where there is no model, or where they are called otherwise."""
+        if isinstance(self.space, LatentSpace):
+            return None  # of latents, and with guidance: no method follows that
         if not self.has_model or images.ids != generated_ids(len(images)):
             return None
         generation = self.settings.generation
@@ -297,7 +315,8 @@ class Experiment:
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
-        return {"model": target.key, "weights": target.digest, **vars(self.settings.generation), **recipe(SAMPLING)}
+        spec = {"model": target.key, "weights": target.digest, **self.settings.generation.stated, **recipe(SAMPLING)}
+        return {**spec, "prompts": self.base.prompts} if self.base is not None and self.base.prompts else spec
 
     def _generated(self, task: Task | None) -> ImageSet:
         if self.bundle is not None:
@@ -306,17 +325,15 @@ class Experiment:
         seeds = list(range(self.settings.generation.num_images))
 
         def build(staging: Staging) -> None:
-            device = resolve_device(self.runtime.accelerator)
+            device, space = resolve_device(self.runtime.accelerator), self.space
+            network, report = self.target.load(self.store), (task or _no_task).advance
+            generation, batch, shape = self.settings.generation, self.runtime.evaluation_batch, self.train.image_shape
             with single_thread(device):
-                images = generate_images(
-                    self.target.load(self.store),
-                    seeds,
-                    self.train.image_shape,
-                    self.settings.generation,
-                    device,
-                    self.runtime.evaluation_batch,
-                    (task or _no_task).advance,
-                )
+                if isinstance(space, LatentSpace):
+                    prompts = prompts_of(seeds, self.base.prompts if self.base else (), generation.num_images)
+                    images = space.generate(network, seeds, prompts, shape, generation, batch, report)
+                else:
+                    images = generate_images(network, seeds, shape, generation, device, batch, report)
             staging.save_tensors("images", {"images": images})
 
         spec = self.generation_spec(target)
@@ -328,7 +345,9 @@ class Experiment:
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""
         images = artifact.load_tensors("images")["images"]
-        return ImageSet(images, generated_ids(len(images)))
+        prompts = self.base.prompts if self.base is not None else ()
+        captions = tuple(prompts_of(range(len(images)), prompts, len(images))) if prompts else None
+        return ImageSet(images, generated_ids(len(images)), captions=captions)
 
 
 def generated_ids(count: int) -> tuple[str, ...]:

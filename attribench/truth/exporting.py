@@ -16,7 +16,7 @@ from attribench.diffusion.tuning import lora_config, trained_weights
 from attribench.errors import UsageError
 from attribench.settings import QUERY_SETS, Settings
 from attribench.truth.base import StoredBase
-from attribench.truth.bundle import BASE, LORA, MASKS, MODEL, TRAIN, image_files
+from attribench.truth.bundle import BASE, LORA, MASKS, MODEL, PEFT_PREFIX, TRAIN, image_files
 from attribench.truth.bundle_files import Header, QuerySetHeader, write_bundle_files
 from attribench.truth.experiment import Experiment
 from attribench.truth.ground_truth import GroundTruth
@@ -145,7 +145,7 @@ def _model_files(experiment: Experiment) -> dict[str, bytes]:
     networks = [job.load_checkpoint(store, name) for name in job.checkpoint_names()[:-1]] + [job.load(store)]
     files: dict[str, bytes] = {}
     for name, network in zip(_checkpoint_files(experiment), networks, strict=True):
-        files[name] = _weights(network)
+        files[name] = _weights(network, "" if experiment.base is None else PEFT_PREFIX)
         config = "config.json" if experiment.base is None else "adapter_config.json"
         files[str(Path(name).with_name(config))] = _json(
             _network_config(network) if experiment.base is None else lora_config(network)
@@ -166,8 +166,10 @@ def _json(value: object) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
-def _weights(network: nn.Module) -> bytes:
+def _weights(network: nn.Module, prefix: str = "") -> bytes:
     from safetensors.torch import save
 
-    tensors: dict[str, Tensor] = {name: value.contiguous() for name, value in trained_weights(network).items()}
+    tensors: dict[str, Tensor] = {
+        f"{prefix}{name}": value.contiguous() for name, value in trained_weights(network).items()
+    }
     return save(tensors, metadata={"format": "pt"})

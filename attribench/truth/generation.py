@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,21 @@ from torch import Tensor
 from attribench.computing.device import resolve_device, single_thread
 from attribench.diffusion.recipes import SAMPLING, recipe
 from attribench.diffusion.sampling import generate_images
+from attribench.diffusion.spaces import LatentSpace, PixelSpace
 from attribench.errors import ArtifactError
 from attribench.settings import GenerationSettings, Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
 from attribench.truth.jobs import Report, TrainJob
 from attribench.truth.resources import Memory, image_bytes
+
+
+def prompts_of(seeds: Sequence[int], prompts: Sequence[str], num_images: int) -> list[str]:
+    """The prompt of each generated image, by generator seed: one block of the ``num_images`` images a prompt, in order."""
+    return (
+        [prompts[min(seed * len(prompts) // num_images, len(prompts) - 1)] for seed in seeds]
+        if prompts
+        else [""] * len(seeds)
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,13 @@ class GenerateJob:
     def spec(self, model: Artifact) -> dict[str, Any]:
         """Bound to the weights themselves."""
         sampling = {"num_inference_steps": self.generation.num_inference_steps, "eta": self.generation.eta}
-        return {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling, **recipe(SAMPLING)}
+        spec = {"model": model.key, "weights": model.digest, "seeds": self.seeds, **sampling, **recipe(SAMPLING)}
+        base = self.trained.base
+        if base is None or not base.prompts:
+            return spec
+        # Which prompt an image has depends on how many there are.
+        told = {"prompts": base.prompts, "num_images": self.generation.num_images, "guidance": self.generation.guidance}
+        return {**spec, **told}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -73,15 +90,14 @@ class GenerateJob:
         def build(staging: Staging) -> None:
             device = resolve_device(runtime.accelerator, worker)
             with single_thread(device):
-                images = generate_images(
-                    self.trained.load(store),
-                    self.seeds,
-                    self.trained.image_shape,
-                    self.generation,
-                    device,
-                    runtime.evaluation_batch,
-                    report,
-                )
+                network, shape = self.trained.load(store), self.trained.image_shape
+                batch, base = runtime.evaluation_batch, self.trained.base
+                space = PixelSpace() if base is None else base.space(store, device)
+                if isinstance(space, LatentSpace):
+                    prompts = prompts_of(self.seeds, base.prompts if base else (), self.generation.num_images)
+                    images = space.generate(network, self.seeds, prompts, shape, self.generation, batch, report)
+                else:
+                    images = generate_images(network, self.seeds, shape, self.generation, device, batch, report)
             staging.save_tensors("images", {"images": images})
 
         return store.get_or_create("regenerated", self.spec(model), build, wait=False)

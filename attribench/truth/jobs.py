@@ -21,6 +21,7 @@ from attribench.data import ImageSet
 from attribench.diffusion.losses import denoising_losses
 from attribench.diffusion.network import build_network
 from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
+from attribench.diffusion.spaces import PixelSpace, Space
 from attribench.diffusion.training import checkpoint_steps, load_lora, load_network, num_steps, train_network
 from attribench.diffusion.tuning import add_lora, trained_weights
 from attribench.diffusion.unfinished import RESUME_FILE, UnusableStateError, checkpoint_name
@@ -76,12 +77,6 @@ class Job(Protocol):
         """
 
 
-def maker(job: Job, store: ArtifactStore) -> str | None:
-    """Who is at a job, in words; None for nobody."""
-    output = job.output(store)
-    return None if output is None else store.maker(*output)
-
-
 def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
     """Put images into the store, where jobs find them by content hash."""
 
@@ -91,6 +86,8 @@ def save_images(store: ArtifactStore, images: ImageSet) -> Artifact:
             tensors["labels"] = images.labels
         staging.save_tensors("images", tensors)
         staging.save_json("ids", list(images.ids))
+        if images.captions is not None:
+            staging.save_json("captions", list(images.captions))
 
     return store.get_or_create("images", {"content": images.content_hash}, build)
 
@@ -105,7 +102,8 @@ def load_images(store: ArtifactStore, content_hash: str) -> ImageSet:
     if artifact is None:
         raise ArtifactError(f"The images {content_hash[:12]} are not in {store.root}; run the whole command again.")
     tensors = artifact.load_tensors("images")
-    return ImageSet(tensors["images"], tuple(artifact.load_json("ids")), tensors.get("labels"))
+    captions = tuple(artifact.load_json("captions")) if (artifact.folder / "captions.json").is_file() else None
+    return ImageSet(tensors["images"], tuple(artifact.load_json("ids")), tensors.get("labels"), captions)
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,13 @@ class TrainJob:
     def size(self, runtime: Runtime) -> Size:
         """The network's size, in training and when it is evaluated."""
         key = canonical({"model": self.spec["model"], "training": self.training})
-        blueprint = Blueprint(key, self.skeleton)
-        return size_of(blueprint, self.image_shape, self.training.batch_size, runtime.evaluation_batch)
+        shape, told = (self.image_shape, {}) if self.base is None else self.base.stand_in(self.image_shape)
+        blueprint = Blueprint(key, self.skeleton, tuple(sorted(told.items())))
+        return size_of(blueprint, shape, self.training.batch_size, runtime.evaluation_batch)
+
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        """What the network works in."""
+        return PixelSpace() if self.base is None else self.base.space(store, device)
 
     def skeleton(self) -> nn.Module:
         """The network with any weights, on torch's default device."""
@@ -202,34 +205,38 @@ class TrainJob:
 
     def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
         def build(staging: Staging) -> None:
-            images = load_images(store, self.train_hash).images
+            images, device = load_images(store, self.train_hash), resolve_device(runtime.accelerator, worker)
+            space = self.space(store, device)
+            with single_thread(device):
+                examples = space.examples(images, self.training.horizontal_flip)
             work = store.working_folder("models", self.spec)
             train = partial(
                 train_network,
-                images if self.indices is None else images[list(self.indices)],
+                examples if self.indices is None else examples.select(self.indices),
                 self.model,
                 self.training,
                 self.seed,
                 work,
-                resolve_device(runtime.accelerator, worker),
+                device,
                 identity=canonical(self.spec),
-                keep_checkpoints=self.num_checkpoints > 0,
+                keep=staging.adopt if self.num_checkpoints else None,
                 checkpoint_seconds=runtime.checkpoint_seconds,
                 devices=runtime.devices,
                 base=None if self.base is None else partial(self.base.load, store),
+                schedule=space.schedule,
                 report=lambda steps: report(steps * self.training.batch_size * TRAINING_COST),
+                check=staging.check,
             )
             try:
                 network = train()
             except UnusableStateError as damage:
+                staging.check()
                 store.set_aside(work, str(damage))
                 store.working_folder("models", self.spec)
                 network = train()
             staging.save_tensors("model", trained_weights(network))
             indices = range(len(images)) if self.indices is None else self.indices
             staging.save_tensors("indices", {"indices": torch.tensor(indices)})
-            for name in self.checkpoint_names():
-                staging.adopt(work / name, name)
 
         return store.get_or_create("models", self.spec, build, wait=False)
 
@@ -337,9 +344,11 @@ class LossJob:
             queries = load_images(store, self.queries_hash)
             device = resolve_device(runtime.accelerator, worker)
             with single_thread(device):
+                space = self.trained.space(store, device)
+                examples = space.examples(queries)
                 losses = denoising_losses(
                     self.trained.load(store),
-                    queries.images,
+                    examples.clean,
                     queries.ids,
                     self.timesteps,
                     self.num_draws,
@@ -347,6 +356,8 @@ class LossJob:
                     device,
                     runtime.evaluation_batch,
                     report,
+                    examples.conditions,
+                    space.schedule,
                 )
             staging.save_tensors("losses", {"losses": losses})
 

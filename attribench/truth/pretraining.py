@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from attribench.computing.progress import Progress
+from attribench.computing.device import resolve_device
+from attribench.computing.progress import Progress, silent_progress
 from attribench.configuration.resolution import Config, resolve
 from attribench.data import AttributionDataModule
 from attribench.diffusion.foreign_files import read_json
 from attribench.diffusion.networks import network_folder, read_network
+from attribench.diffusion.pipelines import pipeline_folder
 from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule
+from attribench.diffusion.spaces import PixelSpace, Space
 from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec
-from attribench.truth.base import Base, store_base, weights_hash
+from attribench.truth.base import Base, content_of, store_base
 from attribench.truth.executors import InProcessExecutor
 from attribench.truth.jobs import TrainJob, save_images
+from attribench.truth.latent_base import store_pipeline
 
 Shape = tuple[int, int, int]
 
@@ -30,7 +36,7 @@ class TrainedBase:
 
     Args:
         job: what trained it.
-        content: hash of its weights.
+        content: see :func:`attribench.truth.base.content_of`; empty before it is trained.
     """
 
     job: TrainJob
@@ -46,40 +52,66 @@ class TrainedBase:
     def skeleton(self) -> nn.Module:
         return self.job.skeleton()
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return ()
 
-def provide_base(name: str, image_shape: Shape, store: ArtifactStore, runtime: Runtime, progress: Progress) -> Base:
-    """The base that ``model.base`` names, in the store; trained first if it is another setting's model and not there yet.
+    def space(self, store: ArtifactStore, device: torch.device) -> Space:
+        return PixelSpace()
+
+    def stand_in(self, image_shape: Shape) -> tuple[Shape, dict[str, tuple[int, ...]]]:
+        return image_shape, {}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a base is for.
 
     Args:
         image_shape: (channels, height, width) of the images that LoRA is trained on.
+        captions: of all of them, and of the queries.
+        prompts: that images are generated with.
+    """
+
+    image_shape: Shape
+    captions: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+
+
+def provide_base(name: str, asked: Asked, store: ArtifactStore, runtime: Runtime, progress: Progress) -> Base:
+    """The base that ``model.base`` names, in the store; trained first if it is another setting's model and not there yet.
 
     Raises:
         UsageError: there is no such setting, or it has a base itself.
         ModelError: there is no such folder, what is in it cannot be read, or it is a model of other images.
     """
     if _is_folder(name):
-        return _read(Path(name), image_shape, store)
+        return _read(Path(name), asked, store, runtime, progress)
     data, job = _pretraining(name)
-    _check_shape(name, image_shape, job.image_shape)
+    _check_shape(name, asked.image_shape, job.image_shape)
     if job.find(store) is None:
         save_images(store, data.train)
         with progress.task(f"{data.label}: the base, {name}", job.cost) as task:
             InProcessExecutor(store, runtime, progress).run([job], task)
-    return TrainedBase(job, weights_hash(job.load(store).state_dict()))
+    return _trained(job, store)
 
 
-def planned_base(name: str, image_shape: Shape, store: ArtifactStore) -> Base:
+def planned_base(name: str, asked: Asked, store: ArtifactStore, runtime: Runtime) -> Base:
     """The same, but nothing is trained: a model that would have to be has no content yet, and nothing can be found by it.
 
     Raises:
         UsageError, ModelError: as :func:`provide_base`.
     """
     if _is_folder(name):
-        return _read(Path(name), image_shape, store)
+        return _read(Path(name), asked, store, runtime, silent_progress)
     _, job = _pretraining(name)
-    _check_shape(name, image_shape, job.image_shape)
-    found = job.find(store) is not None
-    return TrainedBase(job, weights_hash(job.load(store).state_dict()) if found else "")
+    _check_shape(name, asked.image_shape, job.image_shape)
+    return TrainedBase(job, "") if job.find(store) is None else _trained(job, store)
+
+
+def _trained(job: TrainJob, store: ArtifactStore) -> TrainedBase:
+    network = job.load(store)
+    return TrainedBase(job, content_of(network, network.state_dict()))
 
 
 def target_job(data: AttributionDataModule, config: Config) -> TrainJob:
@@ -114,18 +146,22 @@ def _pretraining(name: str) -> tuple[AttributionDataModule, TrainJob]:
     return data, target_job(data, config)
 
 
-def _read(path: Path, image_shape: Shape, store: ArtifactStore) -> Base:
+def _read(path: Path, asked: Asked, store: ArtifactStore, runtime: Runtime, progress: Progress) -> Base:
     if not path.is_dir():
         raise ModelError(
             f"There is no base at {path}: --model.base takes a diffusers folder, or DATASET:PRESET, a setting whose target "
             "model it is."
         )
+    pipeline = pipeline_folder(path)
+    if pipeline is not None:
+        device = resolve_device(runtime.accelerator)
+        return store_pipeline(pipeline, asked.image_shape, asked.captions, asked.prompts, store, device, progress)
     folder = network_folder(path)
     network = read_network(folder)
     config: dict[str, Any] = read_json(folder / "config.json")
     if config.get("class_embed_type") is not None or config.get("num_class_embeds"):
         raise ModelError(f"The base {path} is told classes, and a LoRA is trained without them.")
-    _check_shape(str(path), image_shape, _shape(config))
+    _check_shape(str(path), asked.image_shape, _shape(config))
     _check_schedule(path, folder)
     return store_base(store, config, network.state_dict())
 

@@ -73,10 +73,16 @@ class Blueprint:
     Args:
         key: what identifies it.
         build: makes it, with any weights, on torch's default device.
+        told: what it is told of an image, by the argument's name, with its shape.
     """
 
     key: str
     build: Callable[[], nn.Module] = field(compare=False)
+    told: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def zeros(self, batch: int) -> dict[str, Tensor]:
+        """What it may be told of so many images."""
+        return {name: torch.zeros(batch, *shape) for name, shape in self.told}
 
 
 @cache
@@ -93,11 +99,12 @@ def size_of(network_of: Blueprint, image_shape: tuple[int, int, int], train_batc
         with _counting() as training:
             for _ in range(2):  # the first makes the optimizer's state
                 images, times = torch.empty(train_batch, *image_shape), torch.zeros(train_batch, dtype=torch.long)
-                (network(images, times).sample - images).square().mean().backward()
+                (network(images, times, **network_of.zeros(train_batch)).sample - images).square().mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
         with _counting() as evaluating, torch.no_grad():
-            network(torch.empty(batch, *image_shape), torch.zeros(batch, dtype=torch.long))
+            times = torch.zeros(batch, dtype=torch.long)
+            network(torch.empty(batch, *image_shape), times, **network_of.zeros(batch))
     weights = sum(value.nbytes for value in network.state_dict().values())
     parameters = sum(value.numel() for value in network.parameters())
     saved = 3 * sum(value.nbytes for value in network.parameters() if value.requires_grad)

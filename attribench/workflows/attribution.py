@@ -12,15 +12,17 @@ from torch import Tensor
 from attribench.computing.progress import Progress
 from attribench.configuration.resolution import MethodConfig
 from attribench.data import ImageSet
-from attribench.method import AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
+from attribench.method import Access, AttributionContext, AttributionMethod, Match, Queries, SpatialEvidence, start
 from attribench.records.answers import Attributed, Explanation, Ranking
 from attribench.records.lds import row_name
 from attribench.settings import Runtime
-from attribench.store.artifacts import ArtifactStore, Spec, Staging
+from attribench.store.artifacts import Spec, Staging
 from attribench.workflows.checks import check_names, instances
 from attribench.workflows.explanation import explained, knows_where, with_evidence
 from attribench.workflows.forecast import Planned, forecast
+from attribench.workflows.model_space import in_pixels
 from attribench.workflows.own_images import OwnImages, Request, check_methods, open_images
+from attribench.workflows.pieces import access_of
 from attribench.workflows.scoring import Scoring, require, require_defined
 
 #: Raise it when evidence in the store must not be read any more.
@@ -44,7 +46,8 @@ def attribute(
     check_methods(request, configs)
     methods = instances(configs)
     check_names(configs)
-    own = open_images(request, runtime, progress)
+    looked_at = any(access_of(config.cls) >= Access.MODEL for config in configs)
+    own = open_images(request, runtime, progress, looked_at)
     tasks = [_Task(own, config, method) for config, method in methods]
     for task in tasks:
         require_defined(task.method, task.config.name, task.asked)
@@ -88,6 +91,14 @@ class _Task:
         """Whether the scores are in the store."""
         return self._scoring.complete({"queries": self.asked})
 
+    @property
+    def _model_words(self) -> str:
+        """What of the model was looked at."""
+        model = self._own.model
+        if model is None or (self.context.models is None and not self.context.train.latent):
+            return ""
+        return model.description if self.context.models is not None else f"latents and noise schedule of {model.name}"
+
     def run(self, request: Request) -> Attributed:
         """Score, rank and explain."""
         own, context, pool = self._own, self.context, self._own.pool
@@ -102,8 +113,7 @@ class _Task:
             self.asked,
             order[:, : request.heat_maps],
             scores,
-            own.store,
-            own.progress,
+            own,
         )
         rankings = [
             Ranking(indices.tolist(), row[indices].tolist(), explanation)
@@ -116,7 +126,7 @@ class _Task:
             own.queries.images,
             scores,
             rankings,
-            own.model.description if context.models is not None and own.model is not None else "",
+            self._model_words,
             {"train": own.train.skipped, "queries": own.queries.skipped},
             {"train": own.train.others, "queries": own.queries.others},
             pool.judge(everything),
@@ -130,10 +140,11 @@ def _explanations(
     queries: Queries,
     order: Tensor,
     scores: Tensor,
-    store: ArtifactStore,
-    progress: Progress,
+    own: OwnImages,
 ) -> Sequence[Explanation | None]:
     """Evidence for the first train images of each query, kept in the store a query at a time."""
+    store, progress = own.store, own.progress
+    pictures, train = Queries.of(own.queries.images, queries.name), own.pool.everything
     if not knows_where(method) or order.shape[1] == 0:
         return [None] * len(queries)
     found = []
@@ -141,7 +152,7 @@ def _explanations(
         for number, indices in enumerate(order):
             query = queries[number : number + 1]
             values = scores[number, indices].tolist()
-            content = ImageSet(query.images, query.ids).content_hash
+            content = ImageSet(query.images, query.ids, latent=query.latent).content_hash
             spec: Spec = {
                 **scoring.spec, "format": _EVIDENCE_FORMAT, "queries": content, "images": indices.tolist()
             }  # fmt: skip
@@ -156,7 +167,10 @@ def _explanations(
 
             artifact = store.get_or_create("evidence", spec, build)
             evidence = _load(artifact.load_tensors("maps"), artifact.load_json("matches"))
-            found.append(with_evidence(query, indices.tolist(), values, evidence, context.train))
+            if query.latent and own.space is not None:
+                evidence = [in_pixels(shown, own.space.factor) for shown in evidence]
+            picture = pictures[number : number + 1]
+            found.append(with_evidence(picture, indices.tolist(), values, evidence, train))
             task.advance()
     return found
 

@@ -15,8 +15,15 @@ from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import Config
 from attribench.settings import Runtime
 from attribench.truth.jobs import Job
+from attribench.truth.resources import Memory, image_bytes
 from attribench.workflows.opening import open_experiment
 
+#: What nobody can count who has not seen the methods at work.
+SCORES = (
+    "Scores that are not in the store yet are computed by one process while the others wait for it, --lock_timeout at most. "
+    "What memory the methods take for that is not counted: raise it, or begin with one process (sbatch --array=1) and start "
+    "the others when its scores are there."
+)
 _ENDED = (
     "A task that is ended by its time limit, a preemption or a node's death loses what it did since its last checkpoint; "
     "others take its work over. Submit the script again until all is done: what is done is found."
@@ -43,7 +50,7 @@ class Allotment:
 
     @classmethod
     def of(cls, config: Config, runtime: Runtime) -> Allotment:
-        """For the ground truth's models, which those of other plans are like.
+        """For the ground truth's models, which those of other plans are like. What methods need for scores is not in it.
 
         ``--accelerator gpu`` or ``cuda`` asks for a GPU: whether there is one is not looked at, since scripts are written
         where there often is none.
@@ -57,15 +64,19 @@ class Allotment:
         needs = [job.memory(runtime, cuda=cuda) for job in jobs]
         side_by_side = runtime.workers or (runtime.workers_per_gpu if cuda else 1)
         host, device = max(need.host for need in needs), max(need.device for need in needs)
+        # With several workers the process that gives out the work is one more; it reads the images and computes nothing.
+        images = image_bytes(len(experiment.train) + len(experiment.validation), experiment.train.image_shape)
+        parent = Memory.of(0.0, images, cuda=cuda).host if side_by_side > 1 else 0
         count = sum(len(row) for row in experiment.retrainings) + 1
         size = target.size(runtime)
         reason = (
             f"{count} models of {size.parameters:,} parameters. A training with batches of {target.training.batch_size} takes "
             f"{_size(needs[0].host)} of memory{f' and {_size(needs[0].device)} on the GPU' if cuda else ''}, losses in "
             f"batches of {runtime.evaluation_batch} take {_size(needs[1].host)}"
-            f"{f' and {_size(needs[1].device)}' if cuda else ''}; {side_by_side} at a time."
+            f"{f' and {_size(needs[1].device)}' if cuda else ''}; {side_by_side} at a time"
+            f"{f', and {_size(parent)} for the process that gives them out' if parent else ''}."
         )
-        return cls(side_by_side, host * side_by_side, int(cuda), device * side_by_side, reason)
+        return cls(side_by_side, host * side_by_side + parent, int(cuda), device * side_by_side, reason)
 
 
 def command_lines(plan: str, options: Sequence[str], runtime: Runtime, shards: int) -> list[str]:
@@ -87,6 +98,7 @@ def command_lines(plan: str, options: Sequence[str], runtime: Runtime, shards: i
 def slurm_script(plan: str, config: Config, allotment: Allotment, commands: Sequence[str]) -> str:
     """A script for ``sbatch``: an array with a task for each command."""
     count = len(commands)
+    scores = [] if plan == "ground-truth" else [SCORES]
     one = commands[0].replace(f"--shard 1/{count}", f'--shard "$SLURM_ARRAY_TASK_ID/{count}"', 1)
     lines = [
         "#!/bin/bash",
@@ -99,7 +111,8 @@ def slurm_script(plan: str, config: Config, allotment: Allotment, commands: Sequ
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
         "#SBATCH --output=attribench-%A_%a.log",
-        *wrap(f"{allotment.reason} {_ENDED}", 100, initial_indent="# ", subsequent_indent="# "),
+        *wrap(" ".join([allotment.reason, *scores, _ENDED]), 100, initial_indent="# ", subsequent_indent="# "),
+        f"cd {shlex.quote(str(Path.cwd()))} || exit 1",  # what is given as a relative path is meant from here
         "export OMP_NUM_THREADS=1",
         f"exec srun {one}",
     ]

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import torch
 from humanize import naturalsize
+from torch import Tensor
 
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet
 from attribench.data.captions import folder_captions, given_captions
 from attribench.data.folders import Folder
 from attribench.diffusion.inputs import all_captions
-from attribench.diffusion.latents import Latents
+from attribench.diffusion.latents import EncodingNeeds, Latents
 from attribench.diffusion.model import DiffusionModel
-from attribench.diffusion.texts import caption_bytes, told_captions
+from attribench.diffusion.texts import EmbeddingNeeds, caption_bytes, embedding_needs, told_captions
 from attribench.errors import DataError, UsageError
 from attribench.gradients.budget import shortage
+from attribench.method import Match, SpatialEvidence
 from attribench.store.artifacts import ArtifactStore
 from attribench.workflows.forecast import SPARE, time_words
 
@@ -33,10 +35,12 @@ class ModelSpace:
     Attributes:
         train: the latents of the train images, decoys included, with captions.
         queries: likewise.
+        factor: pixels along a side for one latent.
     """
 
     train: ImageSet
     queries: ImageSet
+    factor: int
 
 
 def with_captions(folder: Folder, source: object, captions: GivenCaptions, what: str, of_images: bool = True) -> Folder:
@@ -91,27 +95,51 @@ def in_model_space(
     autoencoder = model.autoencoder
     assert autoencoder is not None
     shared = store.scoped("shared")
-    if model.text is not None:
-        captions = [*all_captions(train.captions, train.ids), *all_captions(queries.captions, queries.ids)]
-        _say_captions(model, train, queries, progress)
-        inputs = told_captions(model.text, captions, model.num_classes, shared, device, progress)
-        model.text.module.to("cpu")
-        model = replace(model, inputs=inputs, text=None)
     latents = Latents(autoencoder, shared, device)
-    needs = latents.needs(train, queries)
+    needs, told = latents.needs(train, queries), 0
+    if model.text is not None:
+        captions, more = (all_captions(images.captions, images.ids) for images in (train, queries))
+        _say_captions(model, train, queries, progress)
+        told = caption_bytes(model.text, {*captions, *more})
+        embedding = embedding_needs(model.text, captions, shared, device, more)
+        if embedding is not None:
+            what = f"Embedding {embedding.captions} captions"
+            _say_needs(what, embedding, torch.device("cpu"), shared, progress, "Fewer images, or captions, take less.")
     if needs is not None:
         size = "×".join(map(str, train.image_shape[1:]))
-        memory, disk = (naturalsize(value, binary=True, format="%.1f") for value in (needs.memory, needs.disk))
-        what = f"Encoding {needs.images} images of {size}"
-        progress.message(f"{what} takes about {memory} of memory, {disk} on disk and {time_words(needs.seconds)}.")
-        reason = shortage(f"{what}, with an eighth to spare,", round((1 + SPARE) * needs.memory), device) or shortage(
-            what, 0, device, needs.disk, shared.root
-        )
-        if reason is not None:
-            raise UsageError(f"{reason} Fewer images, or a smaller --image-size, take less.")
-    space = ModelSpace(latents.of(train, progress), latents.of(queries, progress))
+        remedy = "Fewer images, or a smaller --image-size, take less."
+        beside = told if device.type == "cpu" else 0
+        _say_needs(f"Encoding {needs.images} images of {size}", needs, device, shared, progress, remedy, beside)
+    if model.text is not None:
+        inputs = told_captions(model.text, captions, model.num_classes, shared, device, progress, more)
+        model.text.module.to("cpu")
+        model = replace(model, inputs=inputs, text=None)
+    space = ModelSpace(latents.of(train, progress), latents.of(queries, progress), autoencoder.factor)
     autoencoder.module.to("cpu")
     return replace(model, autoencoder=None), space
+
+
+def _say_needs(
+    what: str,
+    needs: EncodingNeeds | EmbeddingNeeds,
+    device: torch.device,
+    store: ArtifactStore,
+    progress: Progress,
+    remedy: str,
+    beside: int = 0,
+) -> None:
+    """Say what is needed, and refuse it where it is not there.
+
+    Args:
+        beside: bytes of memory that are held meanwhile.
+    """
+    memory, disk = (naturalsize(value, binary=True, format="%.1f") for value in (needs.memory, needs.disk))
+    progress.message(f"{what} takes about {memory} of memory, {disk} on disk and {time_words(needs.seconds)}.")
+    needed = beside + round((1 + SPARE) * needs.memory)
+    reason = shortage(f"{what}, with an eighth to spare,", needed, device)
+    reason = reason or shortage(what, 0, device, needs.disk, store.root)
+    if reason is not None:
+        raise UsageError(f"{reason} {remedy}")
 
 
 def _say_captions(model: DiffusionModel, train: ImageSet, queries: ImageSet, progress: Progress) -> None:
@@ -128,6 +156,20 @@ def _say_captions(model: DiffusionModel, train: ImageSet, queries: ImageSet, pro
         cut = model.text.num_cut(captions)
         shortened = f" {cut} are longer than {model.text.length} tokens, and cut." if cut else ""
         progress.message(f"Captions of {len(images)} {name}, {len(captions)} of them different ({size}).{shortened}")
+
+
+def in_pixels(evidence: SpatialEvidence, factor: int) -> SpatialEvidence:
+    """Evidence in latents as evidence in pixels: each latent's part is shared by the pixels that it stands for."""
+
+    def spread(values: Tensor) -> Tensor:
+        return values.repeat_interleave(factor, 0).repeat_interleave(factor, 1) / factor**2
+
+    def scaled(match: Match) -> Match:
+        boxes = {name: tuple(factor * value for value in getattr(match, name)) for name in ("query_box", "train_box")}
+        return replace(match, **boxes)  # type: ignore[arg-type]
+
+    matches = tuple(scaled(match) for match in evidence.matches)
+    return SpatialEvidence(spread(evidence.query_map), spread(evidence.train_map), matches)
 
 
 def check_decoys(train: ImageSet, decoys: ImageSet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -18,7 +19,7 @@ from attribench.data.folders import Folder, same_channels
 from attribench.data.sources import folder_labels, read_source
 from attribench.diffusion.digests import model_digest
 from attribench.diffusion.foreign_files import first_line
-from attribench.diffusion.inputs import known_labels
+from attribench.diffusion.inputs import LatentInputs, known_labels
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule
 from attribench.diffusion.pretrained import load_model
@@ -36,6 +37,9 @@ from attribench.workflows.pieces import access_of
 
 #: Root of the noise; the seed of the benchmark's target model.
 _SEED = 42
+
+#: What methods that compare images can be given.
+Space = Literal["pixel", "latent"]
 
 #: What messages call the images.
 _CALLED = {"train": "train images", "queries": "queries", "decoys": "decoys"}
@@ -63,6 +67,8 @@ class Request:
             image; None: those in ``metadata.jsonl`` or text files beside the images, or those that come with them. A file may
             hold the queries' too, by paths from its own folder.
         query_captions: of the queries, likewise.
+        space: what methods that compare images are given: ``pixel``, or ``latent``, what the model's autoencoder makes of the
+            images, with the model's noise schedule.
         decoys: what to judge the ranking against; None for nothing.
     """
 
@@ -79,6 +85,7 @@ class Request:
     lora: str | Path | None = None
     captions: GivenCaptions = None
     query_captions: GivenCaptions = None
+    space: Space = "pixel"
 
     def __post_init__(self) -> None:
         if self.top < 0:
@@ -92,6 +99,10 @@ class Request:
         given = next((name for name, value in belongings.items() if value is not None), None)
         if self.model is None and given is not None:
             raise UsageError(f"{given} belongs to a model: name that with --model.")
+        if self.space not in get_args(Space):
+            raise UsageError(f"--space must be pixel or latent; got {self.space!r}.")
+        if self.model is None and self.space == "latent":
+            raise UsageError("--space latent: latents are those of a model's autoencoder: name that with --model.")
 
 
 def check_methods(request: Request, configs: Sequence[MethodConfig]) -> None:
@@ -113,6 +124,11 @@ def check_methods(request: Request, configs: Sequence[MethodConfig]) -> None:
             raise UsageError(
                 f"{config.name} looks at checkpoints of the model's training: name their folder with --checkpoints."
             )
+        if access < Access.MODEL and request.space == "latent" and not config.cls.takes_latents:
+            raise UsageError(
+                f"{config.name} compares pictures, and cannot be given latents: leave out --space latent, or use nda, "
+                "nda-plus, score-machine or pixel."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +139,9 @@ class OwnImages:
         train: the train images, with labels where the model is told classes.
         queries: the images to explain, likewise.
         pool: the train images that are ranked, and what is scored beside them.
-        space: what methods that look at a model on latents are given in place of these; None for other models.
+        space: what methods that look at a model on latents are given in place of these; None for other models, and where no
+            method is given any.
+        compared: what methods that compare images are given.
         model: None if there is none.
         store: where everything is kept.
         device: where to compute.
@@ -133,6 +151,7 @@ class OwnImages:
     queries: Folder
     pool: Pool
     space: ModelSpace | None
+    compared: Space
     model: DiffusionModel | None
     store: ArtifactStore
     device: torch.device
@@ -142,6 +161,9 @@ class OwnImages:
         """What a method may work with. One that compares images is not given the model, nor its noise schedule."""
         access, own = access_of(config.cls), self.store.scoped(f"methods/{config.cls.__qualname__}")
         common = {"device": self.device, "seed": _SEED, "store": own, "access": access, "progress": self.progress}
+        if access < Access.MODEL and self.model is not None and (latents := self._latents) is not None:
+            given = replace(latents.train, captions=None)
+            return AttributionContext(given, self.model.schedule, inputs=LatentInputs(), **common)  # type: ignore[arg-type]
         if access < Access.MODEL or self.model is None:
             pixels = replace(self.pool.everything, captions=None)
             return AttributionContext(pixels, NoiseSchedule(), **common)  # type: ignore[arg-type]
@@ -154,30 +176,43 @@ class OwnImages:
             **common,  # type: ignore[arg-type]
         )
 
+    @property
+    def _latents(self) -> ModelSpace | None:
+        """What methods that compare images are given in place of pixels, if that was asked for."""
+        return self.space if self.compared == "latent" else None
+
     def asked(self, access: Access) -> Queries:
         """The queries as a method gets them.
 
         Noise is a function of an image's name. A query and a train image of one name would share it, and look alike to a
         model for no other reason: for methods that look at one, queries have names of their own.
         """
-        images = replace(self.queries.images, captions=None)
+        space = self.space if access >= Access.MODEL else self._latents
+        images = self.queries.images if space is None else space.queries
         if access >= Access.MODEL:
-            images = images if self.space is None else self.space.queries
             images = replace(images, ids=tuple(f"query: {name}" for name in images.ids))
+        else:
+            images = replace(images, captions=None)
         return Queries.of(images, "queries")
 
     def weights(self, context: AttributionContext) -> str | None:
-        """Identifies the model that a method looks at, with its checkpoints if it looks at these; None if at none."""
+        """Identifies the model that a method looks at, with its checkpoints if it looks at these; None if at none.
+
+        Of a method that compares latents, the noise schedule.
+        """
         if context.models is None:
-            return None
+            return digest_text(canonical(context.schedule.spec)) if context.train.latent else None
         parts = [canonical(model_spec(context, context.target_model()))]
         if context.access >= Access.CHECKPOINTS:
             parts += [model_digest(model) for model in context.checkpoints()]
         return digest_text("".join(parts))
 
 
-def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnImages:
+def open_images(request: Request, runtime: Runtime, progress: Progress, looked_at: bool = True) -> OwnImages:
     """Read the model first, which says what size the images are to have, then the images.
+
+    Args:
+        looked_at: whether any method looks at the model.
 
     Raises:
         UsageError: options that contradict the model, or too few decoys.
@@ -197,6 +232,8 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
         progress.message(f"The model: {model.description}.")
         for note in model.notes:
             progress.message(note)
+        if model.autoencoder is None and request.space == "latent":
+            raise UsageError(f"--space latent: {model.name} works on pixels.")
         if model.text is None and (request.captions is not None or request.query_captions is not None):
             raise UsageError(f"--captions: {model.name} is told no text.")
     size, channels = _image_size(request, model), _channels(request, model)
@@ -233,11 +270,11 @@ def open_images(request: Request, runtime: Runtime, progress: Progress) -> OwnIm
 
     pool = Pool.of(train.images, request.decoys, decoys, progress, trained=model is not None)
     space = None
-    if model is not None and model.autoencoder is not None:
+    if model is not None and model.autoencoder is not None and (looked_at or request.space == "latent"):
         model, space = in_model_space(model, pool.everything, queries.images, store, device, progress)
-    if model is not None:
+    if model is not None and (looked_at or model.autoencoder is None):
         _try_out(model, pool.everything if space is None else space.train, device)
-    return OwnImages(train, queries, pool, space, model, store, device, progress)
+    return OwnImages(train, queries, pool, space, request.space, model, store, device, progress)
 
 
 def _image_size(request: Request, model: DiffusionModel | None) -> int | None:

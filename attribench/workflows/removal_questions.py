@@ -58,7 +58,7 @@ class Question:
     @property
     def image_set(self) -> ImageSet:
         """The chosen queries, as the store keeps them."""
-        return ImageSet(self.explained.images, self.explained.ids)
+        return ImageSet(self.explained.images, self.explained.ids, captions=self.explained.captions)
 
     @property
     def generated(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from attribench.configuration.resolution import MethodConfig
 from attribench.data import ImageSet
+from attribench.diffusion.spaces import LatentSpace, Space
 from attribench.errors import UsageError
 from attribench.method import Access, AttributionContext, AttributionMethod, Queries, RetrainedModels, start
 from attribench.records.lds import CostRecord, row_name
@@ -38,7 +41,8 @@ def make_context(
     Args:
         fold: the one that a method which is given retrained models is judged on.
     """
-    return context_of(
+    space = _space_of(experiment, access_of(config.cls))
+    context = context_of(
         config.cls,
         experiment.train,
         experiment.store,
@@ -50,6 +54,18 @@ def make_context(
         # In this machine's other processes it would be no quicker: methods use all of its cores or its GPU already.
         distribute=experiment.distribute if experiment.runtime.executor == "ray" else None,
     )
+    if not isinstance(space, LatentSpace):
+        return context
+    # Nodes of a cluster would have to be given the autoencoder too.
+    return replace(
+        context, train=space.seen(experiment.train), schedule=space.schedule, inputs=space.inputs, distribute=None
+    )
+
+
+def _space_of(experiment: Experiment, access: Access) -> Space | None:
+    """What a method that looks at the target model works in; None for the others, which compare pixels."""
+    sees = Access.MODEL <= access < Access.RETRAINED and experiment.has_model
+    return experiment.space if sees else None
 
 
 def _others(experiment: Experiment, fold: int) -> RetrainedModels | None:
@@ -130,6 +146,10 @@ class Scoring:
         if context.access >= Access.RETRAINED:
             return CrossFitted(experiment, method, config, context)
         target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
+        if isinstance(space := _space_of(experiment, context.access), LatentSpace):
+            found = cls(experiment.store, method, config, context, target.digest if target else None)
+            found._seen = partial(_encoded, space)
+            return found
         elsewhere = _on_nodes(experiment, config) if experiment.runtime.executor == "ray" else None
         return cls(experiment.store, method, config, context, target.digest if target else None, elsewhere=elsewhere)
 
@@ -145,6 +165,7 @@ class Scoring:
     ) -> None:
         self._store, self._elsewhere = store, elsewhere
         self._method, self._context, self._progress = method, context, context.progress
+        self._seen: Callable[[Queries], Queries] = _as_they_are
         self.name = row_name(config.name, config.changed)
         inputs = method.inputs_hash()
         self.spec: Spec = {
@@ -167,6 +188,7 @@ class Scoring:
 
     def complete(self, query_sets: Mapping[str, Queries]) -> bool:
         """Whether all scores are in the store, so that :meth:`scores` only reads them."""
+        query_sets = {name: self._seen(queries) for name, queries in query_sets.items()}
         found = (self._store.find("scores", self._piece_spec(piece)) for piece in _pieces(query_sets).values())
         return self._store.find("preparations", self.spec) is not None and all(found)
 
@@ -175,6 +197,7 @@ class Scoring:
 
         Computed where they are not in the store.
         """
+        query_sets = {name: self._seen(queries) for name, queries in query_sets.items()}
         pieces = _pieces(query_sets)
         found = {key: self._store.find("scores", self._piece_spec(piece)) for key, piece in pieces.items()}
         prepared = self._store.find("preparations", self.spec)
@@ -268,6 +291,16 @@ class CrossFitted(Scoring):
             others_share=max(shares) if len(shares) == len(costs) else None,
         )
         return {name: torch.stack([scores[name] for scores in found]) for name in query_sets}
+
+
+def _as_they_are(queries: Queries) -> Queries:
+    return queries
+
+
+def _encoded(space: Space, queries: Queries) -> Queries:
+    """Queries as methods that look at the model are given them."""
+    images = ImageSet(queries.images, queries.ids, queries.labels, queries.captions)
+    return Queries.of(space.seen(images), queries.name, queries.sampling)
 
 
 def _on_nodes(experiment: Experiment, config: MethodConfig) -> Elsewhere:

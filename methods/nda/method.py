@@ -69,6 +69,7 @@ class NDA(AttributionMethod):
     """
 
     access = Access.DATA
+    takes_latents = True
     search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(

@@ -35,7 +35,7 @@ class PatchScorer(Protocol):
 
 def convolution(train: Tensor, device: torch.device) -> PatchScorer:
     """The readable reference: every train image convolved with every patch of the query."""
-    images = to_unit_range(train).to(device)
+    images = (to_unit_range(train) if train.dtype == torch.uint8 else train).to(device)
 
     def scorer(tasks: Sequence[PatchTask], progress: Callable[[float], None], saved: SavedState) -> Tensor:
         scores = torch.empty(len(tasks), len(train), dtype=torch.float64)

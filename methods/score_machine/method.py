@@ -57,6 +57,7 @@ class ScoreMachine(AttributionMethod):
     """
 
     access = Access.DATA
+    takes_latents = True
     search_from: ClassVar[Mapping[str, Sequence[int]]] = {"timesteps": TIMESTEPS}
 
     def __init__(

@@ -142,6 +142,8 @@ def test_a_script_for_sbatch_states_what_the_model_takes(tmp_path: Path, capsys:
     assert "177,441 parameters" in script
     command = script.splitlines()[-1].replace("$SLURM_ARRAY_TASK_ID", "3")
     expected = ["exec", "srun", "attribench", "work", "ground-truth", "--shard", "3/4", "--dataset", "digits"]
+    assert script.splitlines()[-3] == f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
+    assert "Scores that are not" not in script
     words = shlex.split(command)
     assert words[: len(expected)] == expected
     assert words[-2:] == ["--workdir", str(tmp_path / "my runs")]
@@ -151,9 +153,35 @@ def test_a_script_for_sbatch_states_what_the_model_takes(tmp_path: Path, capsys:
     assert all("--workers 1" in line for line in lines)
 
 
+def test_scripts_state_the_process_beside_the_workers_and_say_what_scores_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def memory(*options: str) -> tuple[int, str]:
+        call = ["--dataset", "digits", "--preset", "smoke", "--workdir", str(tmp_path), *options]
+        assert main(["jobs", "counterfactual", *call]) == 0
+        printed = capsys.readouterr()
+        assert "begin with one process" in printed.err
+        (line,) = (line for line in printed.out.splitlines() if line.startswith("#SBATCH --mem="))
+        return int(line.removeprefix("#SBATCH --mem=").removesuffix("M")), " ".join(printed.out.split())
+
+    (one, _), (three, script) = memory("--workers", "1"), memory("--workers", "3")
+    assert three > 3 * one + 1024, "a process that has imported torch takes more than a GiB"
+    assert "for the process that gives them out" in script
+    assert "Scores that are not in the store yet are computed by one process" in script.replace(" # ", " ")
+
+
+def test_status_names_what_is_made_for_other_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.lock("regenerated", {"a": 1}), store.lock("regenerated", {"a": 2}), store.lock("shared/gradients", {}):
+        assert main(["status", *SMOKE, "--retrain", "--workdir", str(tmp_path)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  process {os.getpid()} "))
+    assert line.endswith(": 2 of regenerated, 1 of shared-gradients")
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (["jobs", "--executor", "ray"], "--executor ray: jobs is for clusters without it."),
         (["work", "--shard", "0/3"], "--shard 0/3: expected which of how many"),
         (["work", "--shard", "4/3"], "expected which of how many, as 1/8"),
         (["work", "--shard", "2"], "--shard 2: expected"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -8,11 +10,13 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import yaml
 
+from attribench.cli import main
 from attribench.configuration.files import DatasetConfig, dataset_config, read_yaml, shipped
 from attribench.configuration.options import option_defaults, typed
 from attribench.configuration.resolution import method_config, resolve
 from attribench.errors import UsageError
 from attribench.registry import DATAMODULES
+from attribench.settings import ModelSettings
 
 
 class Example:
@@ -251,7 +255,7 @@ def test_paper_presets_are_the_protocol_s(name: str) -> None:
     truth = settings.ground_truth
     assert (truth.num_subsets, truth.num_seeds) == (64, 3)
     assert (len(truth.timesteps), truth.num_noise_draws, truth.seed, truth.subset_fraction) == (1000, 3, 42, 0.5)
-    assert vars(settings.generation) == {"num_images": 1000, "num_inference_steps": 50, "eta": 0.0}
+    assert settings.generation.stated == {"num_images": 1000, "num_inference_steps": 50, "eta": 0.0}
     assert config.data["num_train"] == (50000 if name == "cifar10" else 5000)
     assert config.data["num_queries"] == 1000
     model = settings.model
@@ -275,3 +279,37 @@ def test_a_row_named_by_a_file_whose_name_is_not_utf_8_can_be_written(tmp_path: 
     file.write_text("method: pixel\n")
     (method,) = resolve("digits", None, [str(file)], {}).methods
     assert method.name == r"caf\xe9"
+
+
+def of_docs(language: str) -> list[str]:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "train-lora.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_base_of_the_docs_goes_with_a_preset_that_describes_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (described,) = of_docs("yaml")
+    Path("lora.yaml").write_text(described)
+    (command,) = (line for line in "".join(of_docs("console")).splitlines() if "lora.yaml" in line)
+    assert main([*shlex.split(command)[1:], "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"] == vars(ModelSettings(base="pretrained/ddpm", dropout=0.0))
+    assert (shown["training"]["lora_rank"], shown["training"]["epochs"]) == (16, 50)
+
+
+@pytest.mark.parametrize("name", sorted(shipped("datasets").keys() - {"generic"}))
+def test_a_base_goes_with_all_presets(name: str) -> None:
+    data = {"root": "somewhere"} if name == "image-folder" else {}
+    for preset in dataset_config(name).presets:
+        options = {"model": {"base": "folder/base"}, "training": {"lora_rank": "2"}, "data": data}
+        config = resolve(name, preset, [], options)
+        assert config.settings.model == ModelSettings(base="folder/base", dropout=config.settings.model.dropout)
+        assert config.settings.stated["model"].keys() == {"base", "dropout"}
+
+
+def test_what_the_caller_says_of_the_network_is_refused_with_a_base() -> None:
+    options = {"model": {"base": "folder/base", "layers_per_block": "3"}, "training": {"lora_rank": "2"}}
+    with pytest.raises(UsageError, match=r"--model.layers_per_block with --model.base: the base says"):
+        resolve("digits", "small", [], options)

@@ -149,3 +149,15 @@ def test_captions_come_with_items_also_where_some_have_none(tmp_path: Path) -> N
     bare = read_source(items[2:], 4, ArtifactStore(tmp_path)).images
     assert bare.captions is None
     assert read[2:].content_hash != bare.content_hash
+
+
+def test_lines_of_json_end_where_json_says(folder: Path) -> None:
+    """Texts may hold what other formats end a line with."""
+    texts = ("a\u2028b", "c\u0085d", "e\u2029f")
+    rows = [
+        json.dumps({"file_name": name, "text": text}, ensure_ascii=False)
+        for name, text in zip(NAMES, texts, strict=True)
+    ]
+    (folder / "metadata.jsonl").write_bytes("\r\n".join([*rows, ""]).encode())
+    captions, _ = folder_captions(folder, NAMES)
+    assert captions == texts

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attribench.diffusion import digests
 from attribench.diffusion.digests import model_digest
@@ -19,9 +20,17 @@ def network(seed: int = 0) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("large", [0, 2**20])
-def test_a_change_of_anything_is_seen(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "_LARGE", large)
+@pytest.fixture(params=["taken every time", "kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the sums of large tensors are kept, as they are for those on a GPU; all tensors are large then."""
+    if request.param == "kept":
+        monkeypatch.setattr(digests, "_KEPT_ON", ("cpu", "cuda"))
+        monkeypatch.setattr(digests, "_LARGE", 0)
+    return request.param == "kept"
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_change_of_anything_is_seen() -> None:
     model = network()
     first = model_digest(model)
     assert model_digest(model) == model_digest(copy.deepcopy(model)) == model_digest(network()) == first
@@ -43,11 +52,54 @@ def test_a_change_of_anything_is_seen(large: int, monkeypatch: pytest.MonkeyPatc
     assert len(found) == 8
 
 
-def test_sums_of_large_tensors_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_what_is_written_past_autograd_is_seen(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``.data``, ``numpy()`` and some optimizers leave a tensor's place and version as they are."""
+    monkeypatch.setattr(digests, "_RUN", 1000)  # the weight has six runs, the last of which is shorter
+    digests._factors.cache_clear()
+    model = nn.Linear(90, 60).to(dtype)
+    weight, found = model.weight, [model_digest(model)]
+
+    def changed(write: Callable[[Tensor], object]) -> bool:
+        before = (weight.data_ptr(), weight._version)
+        write(weight.data)
+        found.append(model_digest(model))
+        return (weight.data_ptr(), weight._version) == before
+
+    assert changed(lambda data: data.add_(1))
+    assert changed(lambda data: data.copy_(data.flip(0)))  # the same numbers in other places
+    assert changed(lambda data: data[0, 0].mul_(-1))
+    assert changed(lambda data: data[-1, -1].mul_(2))
+    # Sums of the numbers, also of the numbers times their places, would be the same.
+    assert changed(lambda data: data[3, :4].add_(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=dtype)))
+    assert len(set(found)) == len(found) == 6
+    digests._factors.cache_clear()
+
+
+def test_sums_of_large_tensors_on_a_gpu_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_KEPT_ON", ("cpu",))  # as if it were one
     model, calls = nn.Linear(1024, 512), list[int]()
     sha256 = digests.hashlib.sha256
     monkeypatch.setattr(
         digests.hashlib, "sha256", lambda data=b"": calls.append(len(memoryview(data).cast("B"))) or sha256(data)
     )
-    assert model_digest(model) == model_digest(model)
+    first = model_digest(model)
+    assert model_digest(model) == first
     assert sum(size >= 2**20 for size in calls) == 1
+    model.weight.data[7, 7] += 1
+    assert model_digest(model) != first
+    assert sum(size >= 2**20 for size in calls) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_as_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(1500, 1100)
+    first = model_digest(model)
+    model.cuda()
+    assert model_digest(model) == model_digest(model) == first
+    model.weight.data[700, 3] += 1
+    other = model_digest(model)
+    assert other != first
+    assert model_digest(model.cpu()) == other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tiny_pipelines import autoencoder
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attribench import ImageSet
 from attribench.computing.progress import silent_progress
 from attribench.diffusion import latents
 from attribench.diffusion.inputs import LatentInputs, PixelInputs
 from attribench.diffusion.latents import Autoencoder, Latents
-from attribench.errors import DataError, ModelError
+from attribench.errors import DataError, ModelError, UsageError
 from attribench.store.artifacts import ArtifactStore
 
 CPU = torch.device("cpu")
@@ -97,6 +99,76 @@ def test_what_it_takes(tmp_path: Path) -> None:
     kept = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith("."))
     assert 0.5 * kept < needs.disk < 2 * kept + 2 * 4096
     assert needs.seconds > 0
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of what operations return, for as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak, self._held = 0, 0, dict[int, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(value, torch.Tensor):
+                self._count(value.data_ptr(), value.untyped_storage().nbytes())
+                weakref.finalize(value, self._drop, value.data_ptr(), value.untyped_storage().nbytes())
+        return found
+
+    def _count(self, place: int, size: int) -> None:
+        self._held[place] = self._held.get(place, 0) + 1
+        self.now += size * (self._held[place] == 1)
+        self.peak = max(self.peak, self.now)
+
+    def _drop(self, place: int, size: int) -> None:
+        self._held[place] -= 1
+        self.now -= size * (self._held[place] == 0)
+
+
+@pytest.mark.parametrize("side", [16, 64])
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_memory_that_is_said_is_there_for_what_is_computed(count: int, side: int, tmp_path: Path) -> None:
+    """At least what operations return and is still held; beside it, convolutions have copies in the order they compute in."""
+    code = made(block_out_channels=(16, 32))
+    pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+    some = ImageSet(pixels, tuple(map(str, range(count))))
+    latents_of = Latents(code, ArtifactStore(tmp_path), CPU)
+    needs = latents_of.needs(some)
+    assert needs is not None
+    with Live() as live:
+        latents_of.of(some, silent_progress)
+    assert live.peak > count * 16 * side**2 * 4
+    assert live.peak < needs.memory < 5 * live.peak
+
+
+def test_little_memory_makes_passes_smaller_before_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, sizes = made(), list[int]()
+    encode, usual = Autoencoder.encode, code.batch(16, CPU)
+    monkeypatch.setattr(
+        Autoencoder, "encode", lambda self, images, device: sizes.append(len(images)) or encode(self, images, device)
+    )
+    ample = Latents(code, ArtifactStore(tmp_path), CPU).needs(IMAGES)
+    assert usual > 5
+    for free, expected in ((6 * code.image_bytes(16), 3), (code.image_bytes(16) // 2, 1)):
+        monkeypatch.setattr(latents, "available_memory", lambda device, free=free: free)
+        of_these = Latents(code, ArtifactStore(tmp_path / str(free)), CPU)
+        needs = of_these.needs(IMAGES)
+        assert needs is not None
+        assert ample is not None
+        assert ample.memory - needs.memory == (5 - expected) * code.image_bytes(16)
+        sizes.clear()
+        of_these.of(IMAGES, silent_progress)
+        assert max(sizes) == expected
+
+
+def test_no_memory_for_one_image_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Autoencoder, "encode", full)
+    with pytest.raises(UsageError, match=r"no memory on cpu to encode one image of 16×16: a smaller --image-size"):
+        Latents(made(), ArtifactStore(tmp_path), CPU).needs(IMAGES)
 
 
 def test_the_network_stays_out_of_it(tmp_path: Path) -> None:

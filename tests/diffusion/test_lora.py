@@ -73,7 +73,10 @@ def test_alphas_in_the_file_itself(tmp_path: Path) -> None:
 
 
 def test_names_with_the_unet_s_prefix_and_of_an_adapter(tmp_path: Path) -> None:
-    state = load_file(save_plain(tmp_path / "plain.safetensors"))
+    own = {"rank_pattern": {}, "alpha_pattern": {}}
+    as_the_rank = adapted(r=2, lora_alpha=2, **own)  # what is taken where nothing says it
+    state = load_file(save_plain(tmp_path / "plain.safetensors", as_the_rank))
+    assert not torch.allclose(output(as_the_rank), output(base()), atol=1e-3)
     for number, rename in enumerate(
         (
             lambda name: f"unet.{name}",
@@ -88,6 +91,7 @@ def test_names_with_the_unet_s_prefix_and_of_an_adapter(tmp_path: Path) -> None:
         save_file({rename(name): value for name, value in state.items()}, tmp_path / f"{number}.safetensors")
         model = load_model(base(), "ddpm", lora=tmp_path / f"{number}.safetensors")
         assert len(trainable(model.network)) == len(state)
+        assert torch.allclose(output(model.network), output(as_the_rank), atol=1e-6)
 
 
 def test_a_network_in_memory_that_carries_a_lora(tmp_path: Path) -> None:
@@ -119,6 +123,66 @@ def test_loras_of_the_course_of_the_training(tmp_path: Path) -> None:
     model = load_model(base(), "ddpm", tmp_path / "run", tmp_path / "run")
     with pytest.raises(ModelError, match=r"is another LoRA: .* is missing"):
         next(model.checkpoints())
+
+
+def test_checkpoints_with_magnitudes(tmp_path: Path) -> None:
+    for name, seed in (("lora", 1), ("run/checkpoint-1", 5)):
+        save_with_peft(tmp_path / name, seed, use_dora=True)
+    model = load_model(base(), "ddpm", tmp_path / "run", tmp_path / "lora")
+    other = load_model(base(), "ddpm", lora=tmp_path / "run" / "checkpoint-1")
+    assert torch.allclose(output(next(model.checkpoints())), output(other.network), atol=1e-6)
+    assert not torch.allclose(output(model.network), output(other.network), atol=1e-3)
+    assert any("lora_magnitude_vector" in name for name in trainable(model.network))
+
+
+#: How a checkpoint counts that was saved with other options than the LoRA it is compared with.
+OTHERS: dict[str, tuple[dict[str, object], str]] = {
+    "alpha": (
+        {"lora_alpha": 20},
+        r"with its alpha of 20, B·A of .* counts 6\.66667 times, and that of the model 0\.666667 times",
+    ),
+    "pattern": ({"alpha_pattern": {"conv1": 7, "to_v": 50}}, r"with its alpha of 50, B·A of .*to_v"),
+    "rank's root": ({"use_rslora": True}, r"with its alpha of \d, B·A of .* counts .* times"),
+    "magnitudes": ({"use_dora": True}, r"another LoRA: .*lora_magnitude_vector is too much"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_checkpoints_that_count_otherwise_are_refused(name: str, tmp_path: Path) -> None:
+    options, message = OTHERS[name]
+    save_with_peft(tmp_path / "lora")
+    save_with_peft(tmp_path / "run" / "checkpoint-1", 5, **options)
+    for network, lora in ((base(), tmp_path / "lora"), (adapted(), None)):
+        model = load_model(network, "ddpm", tmp_path / "run", lora)
+        with pytest.raises(ModelError, match=message):
+            next(model.checkpoints())
+
+
+def test_checkpoints_that_began_otherwise_are_refused(tmp_path: Path) -> None:
+    save_with_peft(tmp_path / "run" / "checkpoint-1", 5)
+    config = tmp_path / "run" / "checkpoint-1" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": "pissa"}))
+    with pytest.raises(ModelError, match="was begun with init_lora_weights='pissa'"):
+        next(load_model(adapted(), "ddpm", tmp_path / "run").checkpoints())
+
+
+def test_checkpoints_that_do_not_say_how_much_they_count_do_so_as_the_model(tmp_path: Path) -> None:
+    save_with_peft(tmp_path / "lora")
+    save_plain(tmp_path / "run" / "1.safetensors", adapted(seed=5))
+    model = load_model(base(), "ddpm", tmp_path / "run", tmp_path / "lora")
+    assert model.notes == [model.notes[0]]
+    assert torch.allclose(output(next(model.checkpoints())), output(adapted(seed=5)), atol=1e-6)
+
+
+def test_loras_of_a_text_encoder_among_checkpoints_are_spoken_of(tmp_path: Path) -> None:
+    file = save_plain(tmp_path / "run" / "1.safetensors")
+    state = {f"unet.{name}": value for name, value in load_file(file).items()}
+    save_file({**state, **pair("text_encoder.layers.0.q_proj", 8)}, file)
+    model = load_model(adapted(), "ddpm", tmp_path / "run")
+    assert model.notes == [
+        "LoRAs of the text encoder among the checkpoints are left out: captions are told by the model's own text encoder."
+    ]
+    assert torch.equal(output(next(model.checkpoints())), output(adapted()))
 
 
 def edited(tmp_path: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
@@ -199,6 +263,14 @@ def test_one_line_for_files_that_are_none(tmp_path: Path) -> None:
     [
         ("peft_type", "LOHA", "is a LOHA, no LoRA"),
         ("modules_to_save", ["conv_in"], r"modules_to_save=\['conv_in'\] is not"),
+        *(
+            (
+                "init_lora_weights",
+                beginning,
+                f"begun with init_lora_weights='{beginning}'.*path_initial_model_for_weight",
+            )
+            for beginning in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
+        ),
     ],
 )
 def test_what_the_configuration_says_and_is_not_known(key: str, value: object, message: str, tmp_path: Path) -> None:
@@ -207,6 +279,55 @@ def test_what_the_configuration_says_and_is_not_known(key: str, value: object, m
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
     with pytest.raises(ModelError, match=message):
         load_model(base(), "ddpm", lora=file)
+
+
+@pytest.mark.parametrize("beginning", [True, False, "gaussian", "orthogonal", "eva"])
+def test_beginnings_that_leave_the_base_as_it_is(beginning: object, tmp_path: Path) -> None:
+    file = save_with_peft(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": beginning}))
+    assert torch.allclose(output(load_model(base(), "ddpm", lora=file).network), output(adapted()), atol=1e-6)
+
+
+def test_what_peft_makes_of_pissa_is_refused_and_read_once_it_is_converted(tmp_path: Path) -> None:
+    """PiSSA moves the largest singular values of the base into the LoRA; peft can say the result as a LoRA of the base."""
+    options = {"r": 2, "lora_alpha": 2, "target_modules": ["to_q", "to_v"], "init_lora_weights": "pissa"}
+    model = get_peft_model(base(), LoraConfig(**options))
+    begun = tmp_path / "begun"
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(begun)
+    model.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.mul_(1.1)
+    model.eval().save_pretrained(tmp_path / "pissa")
+    with pytest.raises(ModelError, match="was begun with init_lora_weights='pissa'"):
+        load_model(base(), "ddpm", lora=tmp_path / "pissa")
+    expected = output(model)
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(begun))
+    converted = load_model(base(), "ddpm", lora=tmp_path / "converted")
+    assert torch.allclose(output(converted.network), expected, atol=1e-5)
+    assert not torch.allclose(expected, output(base()), atol=1e-3)
+
+
+def changed_by_peft(how: str) -> nn.Module:
+    model = filled(get_peft_model(base(), LoraConfig(r=2, target_modules=["to_q"])))
+    getattr(model.base_model, how)()  # type: ignore[union-attr]
+    return model
+
+
+NOT_IN_USE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "merged": (lambda: changed_by_peft("merge_adapter"), r"its LoRA is merged.*unmerge_adapter\(\)"),
+    "disabled": (lambda: changed_by_peft("disable_adapter_layers"), r"switched off.*enable_adapter_layers\(\)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_IN_USE)
+def test_a_lora_that_is_not_in_use_is_refused_with_what_to_call(name: str) -> None:
+    make, message = NOT_IN_USE[name]
+    with pytest.raises(ModelError, match=message):
+        load_model(make(), "ddpm")
 
 
 def test_a_second_lora_is_refused(tmp_path: Path) -> None:

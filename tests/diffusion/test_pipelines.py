@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import adapt, pipeline, saved
+from tiny_pipelines import TARGETS, adapt, autoencoder, pipeline, saved
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -141,21 +141,44 @@ def test_a_text_encoder_s_lora_changes_what_is_told(tmp_path: Path) -> None:
 
 def test_kohya_s_names_are_converted(tmp_path: Path) -> None:
     made = pipeline(tmp_path)
-    adapt(made.unet, rank=2, alpha=3)
-    state = get_peft_model_state_dict(made.unet)
+    adapt(
+        made.unet, rank=2, alpha=3, targets=[*TARGETS, "ff.net.2", "ff.net.0.proj", "proj_in", "conv1", "time_emb_proj"]
+    )
+    adapt(made.text_encoder, rank=2, alpha=5, targets=["q_proj", "v_proj", "out_proj", "fc1"])
     kohya = {}
-    for name, value in state.items():
-        module, _, kind = name.removesuffix(".weight").rpartition(".")
-        own = f"lora_unet_{module.replace('.', '_')}"
-        kohya[f"{own}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = value.contiguous()
-        kohya[f"{own}.alpha"] = torch.tensor(3.0)
+    for root, network, alpha in (("lora_unet", made.unet, 3.0), ("lora_te_text_model", made.text_encoder, 5.0)):
+        for name, value in get_peft_model_state_dict(network).items():
+            module, _, kind = name.removesuffix(".weight").rpartition(".")
+            own = f"{root}_{module.removeprefix('text_model.').replace('.', '_')}"
+            kohya[f"{own}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = value.contiguous()
+            kohya[f"{own}.alpha"] = torch.tensor(alpha)
     save_file(kohya, tmp_path / "kohya.safetensors")
     model = load_model(saved(tmp_path), lora=tmp_path / "kohya.safetensors")
     assert torch.allclose(output(model.network), output(made.unet), atol=1e-6)
     assert model.notes[0].endswith("rank 2, alpha 3.")
+    assert "rank 2, alpha 5, of the text encoder" in model.notes[1]
+    assert model.text is not None
+    told = model.text.embed(model.text.tokens(["a cat"]), torch.device("cpu"))
+    torch.testing.assert_close(told, made.encode_prompt("a cat", "cpu", 1, False)[0], rtol=1e-5, atol=1e-5)
     save_file({**kohya, "lora_unet_x.hada_w1_a": torch.ones(1)}, tmp_path / "kohya.safetensors")
     with pytest.raises(ModelError, match="names of kohya's scripts, and diffusers cannot convert them"):
         load_model(saved(tmp_path), lora=tmp_path / "kohya.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("fuse_lora", r"StableDiffusionPipeline: its LoRA is merged into its weights.*unfuse_lora\(\)"),
+        ("disable_adapters", r"StableDiffusionPipeline: its LoRA is switched off.*enable_adapters\(\)"),
+    ],
+)
+def test_a_lora_in_memory_that_is_not_in_use(call: str, message: str, tmp_path: Path) -> None:
+    made = pipeline(tmp_path)
+    adapt(made.unet)
+    load_model(made)
+    getattr(made.unet, call)()
+    with pytest.raises(ModelError, match=message):
+        load_model(made)
 
 
 def test_the_lora_of_another_base(tmp_path: Path) -> None:
@@ -252,6 +275,12 @@ def test_a_denoiser_and_encoders_that_do_not_fit_each_other(tmp_path: Path) -> N
         load_model(pipeline(tmp_path, cross_attention_dim=8))
     with pytest.raises(ModelError, match="latents have 4 channels, and the denoiser takes 8"):
         load_model(pipeline(tmp_path, in_channels=8, out_channels=8))
+    made = pipeline(tmp_path)
+    made.register_modules(vae=autoencoder(in_channels=4, out_channels=4))
+    with pytest.raises(
+        ModelError, match=r"autoencoder takes images of 4 channels; attribench knows grey \(1\) and RGB \(3\)"
+    ):
+        load_model(made)
     with pytest.raises(ModelError, match=r"gives 4 channels for 9.* shown a part of the image"):
         load_model(pipeline(tmp_path, in_channels=9))
     with pytest.raises(ModelError, match="addition_embed_type='text'"):

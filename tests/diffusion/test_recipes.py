@@ -29,19 +29,23 @@ Part = str | Callable[..., Any]
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
         "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
-        "computing/seeding.py", to_unit_range, TrainJob.run,
+        "diffusion/peft_parts.py", "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range,
+        TrainJob.run,
     ],
     "LOSSES": [
-        "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "computing/seeding.py", to_unit_range, LossJob.run,
+        "diffusion/losses.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/examples.py", "diffusion/spaces.py",
+        "computing/seeding.py", to_unit_range, LossJob.run,
     ],
-    "SAMPLING": ["diffusion/sampling.py", "diffusion/trajectory.py", "diffusion/network.py", GenerateJob.run],
+    "SAMPLING": [
+        "diffusion/sampling.py", "diffusion/trajectory.py", "diffusion/network.py", "diffusion/spaces.py", GenerateJob.run,
+    ],
 }  # fmt: skip
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "18ad7df7ccd738b4"),
-    "LOSSES": (1, "ad1036b628254ea0"),
-    "SAMPLING": (1, "dc441800fa8bafbf"),
+    "TRAINING": (1, "e9ad881724ed3ca1"),
+    "LOSSES": (1, "5243905fd4721897"),
+    "SAMPLING": (1, "d559f909102a03dd"),
 }
 
 
@@ -74,7 +78,9 @@ def keys() -> list[str]:
         job.spec,
         LossJob(job, "q" * 64, 5, (0, 500), 3, 42).spec(weights),
         GenerateJob(job, (0, 4), generation).spec(weights),
-        Experiment.generation_spec(SimpleNamespace(settings=SimpleNamespace(generation=generation)), weights),  # type: ignore[arg-type]
+        Experiment.generation_spec(
+            SimpleNamespace(settings=SimpleNamespace(generation=generation), base=None), weights
+        ),  # type: ignore[arg-type]
     ]
     return [ArtifactStore(Path("nowhere")).key(spec) for spec in specs]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_patterns_are_names_their_ends_or_stars(base: nn.Module) -> None:
         lora_layers(base, ["to_q", "to_kk"])
 
 
+def copy(source: Path, name: str, sha256: str) -> None:
+    """What a training kept, under its own name beside it."""
+    content = source.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == sha256
+    (source.parent / name).write_bytes(content)
+
+
 @pytest.mark.slow
 def test_training_leaves_the_base_as_it_was_bit_for_bit(
     base: nn.Module, loader: Loader, training: TrainingSettings, images: torch.Tensor, tmp_path: Path
@@ -114,10 +122,34 @@ def test_training_leaves_the_base_as_it_was_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_a_base_keeps_its_own_dropout_where_none_is_given(
+    loader: Loader, training: TrainingSettings, images: torch.Tensor, tmp_path: Path
+) -> None:
+    def begun() -> nn.Module:
+        network = loader()
+        for index, module in enumerate(dropouts(network)):
+            module.p = (0.0, 0.25)[index % 2]
+        return network
+
+    def dropouts(network: nn.Module) -> list[nn.Dropout]:
+        return [module for module in network.modules() if isinstance(module, nn.Dropout)]
+
+    own = [module.p for module in dropouts(begun())]
+    assert set(own) == {0.0, 0.25}
+    network = train_network(images, ModelSettings(base="some-base"), training, 7, tmp_path, CPU, base=begun)
+    assert [module.p for module in dropouts(network)] == own
+    save_file(trained_weights(network), tmp_path / "lora.safetensors")
+    again = load_lora(begun, ModelSettings(base="some-base"), training, tmp_path / "lora.safetensors")
+    assert [module.p for module in dropouts(again)] == own
+    given = load_lora(begun, BASED, training, tmp_path / "lora.safetensors")
+    assert {module.p for module in dropouts(given)} == {0.1}
+
+
+@pytest.mark.slow
 def test_what_is_kept_is_the_lora_and_gives_the_same_network(
     loader: Loader, training: TrainingSettings, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    network = train_network(images, BASED, training, 7, tmp_path, CPU, base=loader, keep_checkpoints=True)
+    network = train_network(images, BASED, training, 7, tmp_path, CPU, base=loader, keep=copy)
     save_file(trained_weights(network), tmp_path / "lora.safetensors")
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -160,7 +192,7 @@ def test_a_killed_training_goes_on_without_the_base_in_its_checkpoint(
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     arguments = (images, BASED, training, 7)
-    whole = train_network(*arguments, tmp_path / "whole", CPU, keep_checkpoints=True, base=loader)
+    whole = train_network(*arguments, tmp_path / "whole", CPU, keep=copy, base=loader)
     steps: list[float] = []
 
     def kill(amount: float) -> None:
@@ -168,7 +200,7 @@ def test_a_killed_training_goes_on_without_the_base_in_its_checkpoint(
         if len(steps) == 7:
             raise Killed
 
-    options = {"keep_checkpoints": True, "checkpoint_seconds": 0, "base": loader}
+    options = {"keep": copy, "checkpoint_seconds": 0, "base": loader}
     with pytest.raises(Killed):
         train_network(*arguments, tmp_path / "killed", CPU, report=kill, **options)
     unfinished = torch.load(tmp_path / "killed" / RESUME_FILE, weights_only=True)["state_dict"]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_data import TinyData
 
+from attribench.diffusion import unfinished
 from attribench.diffusion.training import train_network
 from attribench.diffusion.unfinished import RESUME_FILE, UnfinishedTraining, UnusableStateError
 from attribench.settings import Runtime, Settings
@@ -164,6 +170,25 @@ def test_a_sound_state_is_gone_on_from_without_a_word(
     assert said == []
 
 
+def test_weights_that_an_earlier_version_kept_are_taken_too(
+    tiny_settings: Settings, whole: str, interrupted: Path, tmp_path: Path
+) -> None:
+    """They had no checksum in their names."""
+    shutil.copytree(interrupted, tmp_path / "runs")
+    (path,) = tmp_path.glob(f"runs/.work/models/*/{RESUME_FILE}")
+    (kept,) = path.parent.glob("checkpoint-*")
+    name = f"{kept.name.partition('.')[0]}.safetensors"
+    assert name != kept.name
+    kept.rename(kept.with_name(name))
+    state = torch.load(path, weights_only=True)
+    own = state["callbacks"]["UnfinishedTraining"]
+    own["sums"] = {name: own["sums"][kept.name]}
+    torch.save(state, path)
+    said: list[str] = []
+    assert train(the_job(tiny_settings), tmp_path / "runs", said).digest == whole
+    assert said == []
+
+
 def test_the_state_of_another_training_is_not_gone_on_from(tiny_settings: Settings, whole: str, tmp_path: Path) -> None:
     """Same shapes, another seed: nothing but its name tells them apart."""
     other = killed(the_job(tiny_settings, seed=8), tmp_path)
@@ -218,3 +243,65 @@ def test_every_flipped_bit_of_a_state_is_noticed_or_harmless(interrupted: Path, 
         else:
             assert repr(torch.load(small, weights_only=True)) == expected
     assert noticed > 0
+
+
+def _train_until_stopped(folder: Path, settings: Settings, seconds: float, outcome: Any) -> None:
+    """In a process of its own: it stops in its first epoch, and what it keeps is not what others would."""
+
+    def report(units: float) -> None:
+        if not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    stopped: list[bool] = []
+    unfinished._weights = lambda network: {"weight": torch.zeros(1)}
+    try:
+        the_job(settings).run(ArtifactStore(folder), replace(RUNTIME, checkpoint_seconds=seconds), report)
+        outcome.put("finished")
+    except Exception as error:
+        outcome.put(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 1e6])
+def test_who_was_stopped_and_taken_over_leaves_the_training_to_the_other(
+    tiny_settings: Settings, whole: str, tmp_path: Path, seconds: float
+) -> None:
+    """It goes on while the other trains; with rare saves, weights are the first thing it would write."""
+    job, store = the_job(tiny_settings), ArtifactStore(tmp_path)
+    save_images(store, TinyData().train)
+    context = multiprocessing.get_context("spawn")
+    outcome = context.Queue()
+    other = context.Process(target=_train_until_stopped, args=(tmp_path, tiny_settings, seconds, outcome))
+    other.start()
+    try:
+        assert other.pid is not None
+        assert os.WIFSTOPPED(os.waitpid(other.pid, os.WUNTRACED)[1])
+        (claim,) = (tmp_path / ".claims").iterdir()
+        owner = json.loads((claim / "1" / "owner.json").read_text())
+        (claim / "1" / "owner.json").write_text(json.dumps({**owner, "started": "long ago"}))
+        steps_per_epoch = -(-job.num_images // job.training.batch_size)
+        steps = 0
+
+        def files() -> dict[Path, tuple[int, bytes]]:
+            """All but its own claim, and the beat of this process's."""
+            found = [path for path in tmp_path.rglob("*") if path.is_file() and path != claim / "2" / "beat"]
+            return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found if path.parent != claim / "1"}
+
+        def report(units: float) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 2 * steps_per_epoch + 1:
+                before = files()
+                assert other.pid is not None
+                os.kill(other.pid, signal.SIGCONT)
+                assert outcome.get(timeout=120).startswith("LockBusyError: models/")
+                other.join()
+                assert files() == before
+
+        made = job.run(store, RUNTIME, report)
+    finally:
+        other.kill()
+        other.join()
+    assert steps > 2 * steps_per_epoch
+    assert made.digest == whole

@@ -88,6 +88,31 @@ def test_gradients_equal_autograd_s(name: str, layer_by_layer: bool) -> None:
     assert all(value.grad is None for value in network.parameters())
 
 
+@pytest.mark.parametrize("layers", ["", "lora_A, lora_B"])
+def test_gradients_of_magnitudes_and_beside_them(layers: str) -> None:
+    """DoRA's magnitudes are in no layer that is known, so that all gradients are taken one sample at a time."""
+    network = choose(adapted(use_dora=True).double(), layers)
+    assert any("lora_magnitude_vector" in name for name in trainable(network)) == (not layers)
+    row_bytes = layerwise_bytes(network, SHAPE, CPU)
+    assert (row_bytes is None) == (not layers)
+    found = summed_gradients(
+        network, TRAIN.images, TRAIN.ids, TERMS, output_function("loss"), 7, SCHEDULE, CPU, row_bytes
+    )
+    torch.testing.assert_close(found, expected(network, "loss"), rtol=1e-5, atol=1e-7)
+
+
+def test_ek_fac_says_what_of_dora_it_cannot_take_and_takes_the_rest(tmp_path: Path) -> None:
+    given = context(DiffusionModel("own", adapted(use_dora=True)), tmp_path)
+    reason = METHODS.load("ekfac")(num_timesteps=1).skip_reason(given)
+    assert reason is not None
+    assert reason.startswith("the magnitudes of DoRA (lora_magnitude_vector) are no weights of a layer")
+    assert "--method.layers 'lora_A, lora_B'" in reason
+    method = METHODS.load("ekfac")(num_timesteps=1, layers="lora_A, lora_B")
+    assert method.skip_reason(given) is None
+    start(method, given)
+    assert torch.isfinite(score(method, QUERIES)).all()
+
+
 def test_some_parameters_have_the_entries_they_have_among_all() -> None:
     network = base().double()
     chosen = choose(network, "mid_block,conv_out")

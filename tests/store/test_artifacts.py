@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,17 @@ def test_what_a_killed_process_left_half_written_is_never_seen_and_is_cleared(tm
     assert list(store.artifacts()) == []
     store.get_or_create("kind", SPEC, build)
     assert not left.exists()
+
+
+def test_looks_and_arrivals_are_cleared_when_they_are_old(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    left = [tmp_path / "kind" / f".{store.key(SPEC)}.{age}-abc.{what}" for age in "12" for what in ("look", "arrived")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    for folder in left[:2]:
+        os.utime(folder, (time.time() - 2 * 24 * 3600,) * 2)
+    store.get_or_create("kind", SPEC, build)
+    assert [folder.exists() for folder in left] == [False, False, True, True]
 
 
 def test_a_full_disk_is_an_error_that_says_where_and_what_to_do(tmp_path: Path) -> None:

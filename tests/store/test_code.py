@@ -134,6 +134,10 @@ def test_a_class_whose_source_is_unknown_is_never_taken_for_another() -> None:
         ("reporting/tables.py", False),
         ("commands/runs.py", False),
         ("diffusion/training.py", False),  # the weights of models enter instead
+        ("diffusion/tuning.py", False),  # likewise
+        ("diffusion/pipelines.py", False),
+        ("diffusion/latents.py", False),  # the latents enter instead
+        ("diffusion/texts.py", True),  # of embeddings, the text encoder alone enters, not what was made with it
     ],
 )
 def test_an_edit_of_attribench_counts_where_it_can_change_a_score(tmp_path: Path, name: str, changes: bool) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from attribench.diffusion.network import build_network
 from attribench.errors import AttribenchError, ModelError, UsageError
 from attribench.records.lds import load_records
 from attribench.settings import ModelSettings, Runtime, Settings, TrainingSettings
+from attribench.truth.base import store_base
 from attribench.truth.experiment import Experiment
 from attribench.workflows.opening import open_experiment, setting_hash
 
@@ -115,6 +119,43 @@ def test_another_base_is_another_model_wherever_it_lies(tmp_path: Path, tiny_mod
     assert configs[0].overrides == configs[1].overrides == {"model.base": "one"}
 
 
+@pytest.mark.parametrize("changed", [{"norm_eps": 1e-2}, {"act_fn": "relu"}, {"freq_shift": 1}])
+def test_the_same_weights_used_otherwise_are_another_base(
+    folder: Path, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other" / "base"))
+    config = json.loads((other / "config.json").read_text())
+    assert config.items().isdisjoint(changed.items())
+    (other / "config.json").write_text(json.dumps({**config, **changed}))
+    ours, theirs = (opened(tmp_path / "runs", str(path)) for path in (folder, other))
+    noisy, timesteps = torch.randn(1, 1, 8, 8), torch.tensor([5])
+    with torch.no_grad():
+        outputs = [of.base.load(of.store)(noisy, timesteps).sample for of in (ours, theirs)]  # type: ignore[union-attr]
+    assert not torch.allclose(*outputs, atol=1e-3)
+    assert ours.store.key(ours.target.spec) != theirs.store.key(theirs.target.spec)
+    config_of = [resolve("digits-lora", "smoke", [], {"model": {"base": str(path)}}) for path in (folder, other)]
+    assert setting_hash(ours, config_of[0]) != setting_hash(theirs, config_of[1])
+
+
+def test_a_base_is_the_same_from_a_setting_a_folder_a_bundle_and_another_diffusers(
+    made: Experiment, tmp_path: Path
+) -> None:
+    base = made.base
+    assert base is not None
+    network: Any = base.load(made.store)
+    network.save_pretrained(tmp_path / "base")
+    config_file = tmp_path / "base" / "config.json"
+    written = json.loads(config_file.read_text())
+    assert opened(tmp_path / "runs", str(tmp_path / "base")).base.content == base.content  # type: ignore[union-attr]
+    exported = store_base(made.store, dict(network.config), network.state_dict())
+    assert exported.content == base.content
+    # One version writes an option that another does not know yet, or leaves one out that has its usual value.
+    assert written["act_fn"] == "silu"
+    older = {key: value for key, value in written.items() if key != "act_fn"}
+    config_file.write_text(json.dumps({**older, "option_of_the_future": None}))
+    assert opened(tmp_path / "runs", str(tmp_path / "base")).base.content == base.content  # type: ignore[union-attr]
+
+
 def test_other_lora_is_another_model(made: Experiment) -> None:
     def key(**options: object) -> str:
         settings = replace(made.settings, training=replace(made.settings.training, **options))
@@ -145,7 +186,7 @@ def test_a_folder_is_a_base(folder: Path, tmp_path: Path, tiny_model: ModelSetti
 
 
 def test_bases_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, tiny_model: ModelSettings) -> None:
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
     colour = saved(tmp_path / "colour", tiny_model, (3, 8, 8))
     large = saved(tmp_path / "large", tiny_model, (1, 16, 16))
@@ -156,12 +197,18 @@ def test_bases_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, tiny_mode
     )
     cosine = saved(tmp_path / "cosine", tiny_model)
     DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(cosine / "scheduler")
+    told = tmp_path / "told"
+    blocks = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    UNet2DConditionModel(
+        8, 1, 1, block_out_channels=[8], norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, **blocks
+    ).save_pretrained(told)
     empty = tmp_path / "empty"
     empty.mkdir()
     for base, message in {
         str(colour): r"is of images of 3×8×8 \(channels, height, width\), and the data set's are 1×8×8",
         str(large): r"is of images of 1×16×16",
         str(classes): "is told classes",
+        str(told): "holds a UNet2DConditionModel, which is told a text",
         str(empty): "is no diffusers folder",
         str(cosine): "was trained with another noise schedule or prediction",
         "nowhere": "There is no base at nowhere",
@@ -245,11 +292,53 @@ def test_as_a_file_it_gives_the_same_record_elsewhere(
     assert all(torch.equal(own[name], others[name]) for name in own)
 
 
+def test_peft_and_diffusers_read_what_is_exported(made: Experiment, tmp_path: Path) -> None:
+    from diffusers import UNet2DModel
+    from peft import PeftModel
+
+    call = [
+        "ground-truth",
+        "export",
+        "--dataset",
+        "digits-lora",
+        "--preset",
+        "smoke",
+        "--workdir",
+        str(made.store.root),
+    ]
+    assert main([*call, "--out", str(tmp_path / "lora.truth")]) == 0
+    shutil.unpack_archive(tmp_path / "lora.truth", tmp_path / "files", "zip")
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([10, 700])
+    names = made.target.checkpoint_names()
+    (first,) = (tmp_path / "files" / "checkpoints").iterdir()
+    for folder, name in ((tmp_path / "files" / "model", names[-1]), (first, names[0])):
+        base = UNet2DModel.from_pretrained(tmp_path / "files" / "base").eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # peft's way to say that a weight is missing
+            plain = base(noisy, timesteps).sample
+            found = PeftModel.from_pretrained(base, str(folder)).eval()(noisy, timesteps).sample
+            expected = made.target.load_checkpoint(made.store, name)(noisy, timesteps).sample
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, plain, atol=1e-3)
+
+
 def test_somebodys_model_is_not_passed_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["ground-truth", "export", "--dataset", "digits-lora", "--preset", "smoke", "--model.base", str(folder)]
     assert main([*call, "--workdir", str(tmp_path / "runs"), "--out", str(tmp_path / "x.truth")]) == 2
     assert "somebody's pretrained model" in capsys.readouterr().err
     assert not (tmp_path / "x.truth").exists()
+
+
+def test_dropout_is_the_usual_one_or_the_base_s_own(made: Experiment, tiny_model: ModelSettings) -> None:
+    given, own = replace(tiny_model, dropout=None), ModelSettings(base="some-base")
+    assert given.stated == {**tiny_model.stated, "dropout": 0.1}
+    assert own.stated == {"base": "some-base", "dropout": None}
+    assert made.settings.model.dropout == 0.1  # its preset says so
+    assert made.target.spec["model"]["dropout"] == 0.1
+    jobs = [replace(made.target, model=replace(made.settings.model, dropout=dropout)) for dropout in (None, 0.1, 0.0)]
+    assert len({made.store.key(job.spec) for job in jobs}) == 3
+    with pytest.raises(UsageError, match=r"--model\.dropout must be in"):
+        ModelSettings(base="some-base", dropout=1.0)
 
 
 def test_what_was_made_before_there_was_lora_keeps_its_name(tiny_model: ModelSettings) -> None:

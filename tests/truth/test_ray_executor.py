@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from ray_cluster import cluster, ray
+from ray_cluster import OBJECT_STORE, add_node, cluster, ray
 from ray_jobs import Square, lines
 
 from attribench.cli import main
@@ -28,12 +34,18 @@ SMOKE = ["--dataset", "digits", "--preset", "smoke", "--accelerator", "cpu", "--
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def raylets() -> Iterator[Any]:
     # The workers import tests/ray_jobs.py by its name.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         with cluster() as found:
-            yield found.address
+            yield found
+
+
+@pytest.fixture
+def address(raylets: Any) -> str:
+    found: str = raylets.address
+    return found
 
 
 class Bar:
@@ -91,6 +103,75 @@ def test_a_job_whose_worker_dies_goes_elsewhere(address: str, tmp_path: Path, pr
     assert any("The worker of the square 0" in text and "another one goes on" in text for text in progress.said)
     attempts = {entry.key: entry.attempt for entry in Journal(tmp_path / "runs").entries()}
     assert sorted(attempts.values()) == [1, 2]
+
+
+def test_a_job_whose_node_dies_goes_elsewhere(raylets: Any, tmp_path: Path, progress: Saying) -> None:
+    log, killed = str(tmp_path / "log"), []
+
+    def kill() -> None:
+        """A node with a worker that is at a job, but not the command's own."""
+        others = {node.all_processes["raylet"][0].process.pid: node for node in raylets.worker_nodes}
+        until = time.monotonic() + 60
+        while not killed and time.monotonic() < until:
+            ended = {entry["number"] for entry in lines(log) if "ended" in entry}
+            for entry in lines(log):
+                if "pid" in entry and entry["number"] not in ended:
+                    raylet = psutil.Process(int(entry["pid"])).parent()
+                    if raylet is not None and raylet.pid in others:
+                        workers = raylet.children()
+                        for process in (raylet, *workers):  # a worker by itself might come to its job's end
+                            process.kill()
+                        killed.append(others[raylet.pid])
+                        return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    jobs = [Square(number, log, seconds=3.0) for number in range(4)]
+    run(jobs, tmp_path / "runs", raylets.address, progress)
+    killer.join()
+    raylets.remove_node(*killed, allow_graceful=False)
+    add_node(raylets, num_cpus=1, object_store_memory=OBJECT_STORE)
+    begun = Counter(entry["number"] for entry in lines(log) if "pid" in entry)
+    assert sorted(begun.values()) == [1, 1, 1, 2]
+    assert all(job.find(ArtifactStore(tmp_path / "runs")) for job in jobs)
+    assert any("died: another one goes on" in text for text in progress.said)
+    assert sorted(entry.attempt for entry in Journal(tmp_path / "runs").entries()) == [1, 1, 1, 2]
+
+
+def test_when_the_command_is_killed_the_same_command_goes_on(address: str, tmp_path: Path, progress: Saying) -> None:
+    log, jobs = str(tmp_path / "log"), "[Square(n, sys.argv[1], seconds=0.5 if n < 3 else 60.0) for n in range(6)]"
+    code = f"""
+import sys
+from pathlib import Path
+from ray_jobs import Square, FakeTask
+from attribench.computing.progress import Progress
+from attribench.settings import RayOptions, Runtime
+from attribench.store.artifacts import ArtifactStore
+from attribench.truth.executors import make_executor
+store = ArtifactStore(Path(sys.argv[2]))
+runtime = Runtime(workdir=sys.argv[2], accelerator="cpu", executor="ray", ray=RayOptions(address=sys.argv[3]))
+make_executor({jobs}, store, runtime, Progress()).run({jobs}, FakeTask())
+"""
+    command = [sys.executable, "-c", code, log, str(tmp_path / "runs"), address]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 90
+        while len({entry["number"] for entry in lines(log) if "pid" in entry} - {0, 1, 2}) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+    again = [Square(number, log) for number in range(6)]
+    run(
+        [job for job in again if job.find(ArtifactStore(tmp_path / "runs")) is None],
+        tmp_path / "runs",
+        address,
+        progress,
+    )
+    made = [entry.key for entry in Journal(tmp_path / "runs").entries()]
+    assert len(made) == len(set(made)) == 6
+    begun = Counter(entry["number"] for entry in lines(log) if "pid" in entry)
+    assert begun == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 2}, "what was in hand, and nothing else"
 
 
 def test_a_job_that_runs_out_of_memory_is_tried_alone(address: str, tmp_path: Path, progress: Saying) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import get_peft_model_state_dict
 from PIL import Image
 from tiny_pipelines import adapt, saved
 from torch import Tensor
@@ -19,6 +22,7 @@ import attribench
 from attribench.cli import main
 from attribench.computing.progress import Progress
 from attribench.diffusion.latents import Autoencoder
+from attribench.diffusion.pretrained import load_model
 from attribench.diffusion.texts import TextEncoder
 from attribench.errors import DataError, ModelError, UsageError
 from attribench.workflows import model_space
@@ -270,10 +274,43 @@ def test_what_makes_no_sense_together(tuned: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_space, "shortage", lambda what, *_: f"{what} needs more than there is.")
-    with pytest.raises(UsageError, match=r"Encoding 14 images of 16×16, with an eighth .* a smaller --image-size"):
-        attributed(tuned, tmp_path)
-    assert not (tmp_path / "shared" / "latents").exists()
+    for what, message in (
+        ("Encoding", r"Encoding 14 images of 16×16, with an eighth .* a smaller --image-size"),
+        ("Embedding", r"Embedding 3 captions, with an eighth to spare, needs .* Fewer images, or captions, take less"),
+    ):
+        refused = partial(lambda refused, what, *_: f"{what} needs more." if what.startswith(refused) else None, what)
+        monkeypatch.setattr(model_space, "shortage", refused)
+        with pytest.raises(UsageError, match=message):
+            attributed(tuned, tmp_path)
+        assert not (tmp_path / "shared" / "latents").exists()
+        assert not (tmp_path / "shared" / "captions").exists()
+
+
+def test_another_tokenizer_has_other_scores(tuned: Path, tmp_path: Path) -> None:
+    made, found = StableDiffusionPipeline.from_pretrained(tuned / "base", local_files_only=True), []
+    for length in (12, 4, 12):
+        made.tokenizer.model_max_length = length
+        found.append(attributed(tuned, tmp_path, "gradient", model=made).scores)
+    fresh = attributed(tuned, tmp_path / "fresh", "gradient", model=made).scores
+    assert torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[2], fresh, rtol=1e-4, atol=1e-9)
+    assert not torch.allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_a_lora_of_the_text_encoder_counts_where_the_model_was_used_before(tuned: Path, tmp_path: Path) -> None:
+    made = StableDiffusionPipeline.from_pretrained(tuned / "base", local_files_only=True)
+    adapt(made.unet, alpha=2)
+    adapt(made.text_encoder, alpha=8, targets=["q_proj", "v_proj"])
+    parts = {
+        f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(getattr(made, name)))
+        for name in ("unet", "text_encoder")
+    }
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", **parts)
+    used = load_model(tuned / "base")
+    attributed(tuned, tmp_path / "runs", "gradient", model=used, lora=None, options={"num_timesteps": 1})
+    found = attributed(tuned, tmp_path / "runs", "gradient", model=used, lora=tmp_path / "lora").scores
+    fresh = attributed(tuned, tmp_path / "fresh", "gradient", lora=tmp_path / "lora").scores
+    torch.testing.assert_close(found, fresh, rtol=1e-4, atol=1e-9)
 
 
 def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
