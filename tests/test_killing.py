@@ -80,7 +80,7 @@ MOMENTS = [
     ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),
     ("attribench.diffusion.trajectory.exact_float32", 2, True),
-    ("attribench.workflows.scoring.score", 2, False),  # scores computed, not stored
+    ("attribench.workflows.pieces.score", 2, False),  # scores computed, not stored
     ("attribench.diffusion.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
     ("attribench.workflows.benchmark.save_record", 1, True),
 ]
@@ -149,7 +149,7 @@ def test_a_killed_run_ends_in_the_same_record(
     [
         ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),
         ("attribench.diffusion.losses.sample_noise", 20, True),
-        ("attribench.workflows.scoring.score", 2, False),
+        ("attribench.workflows.pieces.score", 2, False),
     ],
     ids=["training", "losses", "scoring"],
 )

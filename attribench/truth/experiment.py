@@ -10,23 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribench.computing.device import resolve_device, single_thread
+from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress, Task, silent_progress
 from attribench.computing.seeding import derive_seed
 from attribench.configuration.protocol import Halves
 from attribench.data import AttributionDataModule, ImageSet
-from attribench.diffusion.recipes import SAMPLING, recipe
-from attribench.diffusion.sampling import generate_images
 from attribench.diffusion.spaces import LatentSpace, PixelSpace, Space
 from attribench.errors import ArtifactError, DataError
 from attribench.method import Queries, Sampling
 from attribench.settings import QUERY_SETS, Runtime, Settings
-from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.store.artifacts import Artifact, ArtifactStore, Spec
 from attribench.store.parts import Part
 from attribench.truth.base import Base
 from attribench.truth.bundle import Bundle
 from attribench.truth.executors import make_executor
-from attribench.truth.generation import prompts_of
+from attribench.truth.generation import QueriesJob, prompts_of, queries_spec
 from attribench.truth.ground_truth import GroundTruth, band_means, bands_of
 from attribench.truth.jobs import Job, LossJob, TrainJob, save_images
 from attribench.truth.part_jobs import PartJob
@@ -315,32 +313,18 @@ class Experiment:
 
     def generation_spec(self, target: Artifact) -> dict[str, Any]:
         """Specification of the generated images; bound to the target model's weights."""
-        spec = {"model": target.key, "weights": target.digest, **self.settings.generation.stated, **recipe(SAMPLING)}
-        return {**spec, "prompts": self.base.prompts} if self.base is not None and self.base.prompts else spec
+        return queries_spec(target, self.settings.generation, self.base)
 
     def _generated(self, task: Task | None) -> ImageSet:
         if self.bundle is not None:
             return self.bundle.queries("generation")
-        target = self._provide_target(task or _no_task)
-        seeds = list(range(self.settings.generation.num_images))
-
-        def build(staging: Staging) -> None:
-            device, space = resolve_device(self.runtime.accelerator), self.space
-            network, report = self.target.load(self.store), (task or _no_task).advance
-            generation, batch, shape = self.settings.generation, self.runtime.evaluation_batch, self.train.image_shape
-            with single_thread(device):
-                if isinstance(space, LatentSpace):
-                    prompts = prompts_of(seeds, self.base.prompts if self.base else (), generation.num_images)
-                    images = space.generate(network, seeds, prompts, shape, generation, batch, report)
-                else:
-                    images = generate_images(network, seeds, shape, generation, device, batch, report)
-            staging.save_tensors("images", {"images": images})
-
-        spec = self.generation_spec(target)
-        found = self.store.find("generated", spec)
-        if found is not None and task is not None:
-            task.advance(len(seeds) * self.settings.generation.num_inference_steps)
-        return self.generated_images(found or self.store.get_or_create("generated", spec, build))
+        self._provide_target(task or _no_task)
+        job = QueriesJob(self.target, self.settings.generation)
+        self.run_jobs(task or _no_task, [job])
+        found = job.find(self.store)
+        if found is None:
+            raise ArtifactError(f"The {job.name} are not in {self.store.root}; run the same command again.")
+        return self.generated_images(found)
 
     def generated_images(self, artifact: Artifact) -> ImageSet:
         """The images of a ``generated`` artifact, with their ids."""

@@ -15,6 +15,7 @@ from attribench.diffusion.spaces import LatentSpace, PixelSpace
 from attribench.errors import ArtifactError
 from attribench.settings import GenerationSettings, Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
+from attribench.truth.base import Base
 from attribench.truth.jobs import Report, TrainJob
 from attribench.truth.resources import Memory, image_bytes
 
@@ -112,3 +113,80 @@ class GenerateJob:
         if artifact is None:
             raise ArtifactError(f"The {self.name} are not in {store.root}; run the same command again.")
         return artifact.load_tensors("images")["images"]
+
+
+@dataclass(frozen=True)
+class QueriesJob:
+    """Generate the query set that the target model is asked about; image ``i`` from generator seed ``i``.
+
+    Args:
+        trained: the job that trained the target model.
+        generation: how many, and how to sample.
+    """
+
+    trained: TrainJob
+    generation: GenerationSettings
+
+    @property
+    def name(self) -> str:
+        return f"{self.generation.num_images} images of the {self.trained.name}"
+
+    @property
+    def cost(self) -> float:
+        return float(self.generation.num_images * self.generation.num_inference_steps)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.trained.name,)
+
+    def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
+        size, images = (
+            self.trained.size(runtime),
+            image_bytes(self.generation.num_images, self.trained.image_shape),
+        )
+        return Memory.of(size.evaluating, size.weights + 5 * images, cuda=cuda)  # as bytes and as floats
+
+    def inputs(self, store: ArtifactStore) -> list[tuple[str, Spec]]:
+        return self.trained.outcome
+
+    def output(self, store: ArtifactStore) -> tuple[str, Spec] | None:
+        model = self.trained.find(store)
+        return None if model is None else ("generated", queries_spec(model, self.generation, self.trained.base))
+
+    @property
+    def unfinished(self) -> str | None:
+        return None
+
+    def find(self, store: ArtifactStore) -> Artifact | None:
+        output = self.output(store)
+        return None if output is None else store.find(*output)
+
+    def run(self, store: ArtifactStore, runtime: Runtime, report: Report, worker: int = 0) -> Artifact:
+        model = self.trained.run(store, runtime, lambda units: None, worker)  # only if it was set aside meanwhile
+
+        def build(staging: Staging) -> None:
+            device = resolve_device(runtime.accelerator, worker)
+            with single_thread(device):
+                network, shape, seeds = (
+                    self.trained.load(store),
+                    self.trained.image_shape,
+                    range(self.generation.num_images),
+                )
+                batch, base = runtime.evaluation_batch, self.trained.base
+                space = PixelSpace() if base is None else base.space(store, device)
+                if isinstance(space, LatentSpace):
+                    prompts = prompts_of(seeds, base.prompts if base else (), self.generation.num_images)
+                    images = space.generate(network, list(seeds), prompts, shape, self.generation, batch, report)
+                else:
+                    images = generate_images(network, list(seeds), shape, self.generation, device, batch, report)
+            staging.save_tensors("images", {"images": images})
+
+        return store.get_or_create(
+            "generated", queries_spec(model, self.generation, self.trained.base), build, wait=False
+        )
+
+
+def queries_spec(target: Artifact, generation: GenerationSettings, base: Base | None) -> dict[str, Any]:
+    """Specification of the generated queries; bound to the target model's weights, and to its prompts where it has some."""
+    spec = {"model": target.key, "weights": target.digest, **generation.stated, **recipe(SAMPLING)}
+    return {**spec, "prompts": base.prompts} if base is not None and base.prompts else spec

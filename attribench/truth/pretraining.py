@@ -23,7 +23,7 @@ from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, Spec
 from attribench.truth.base import Base, content_of, store_base
-from attribench.truth.executors import InProcessExecutor
+from attribench.truth.executors import make_executor
 from attribench.truth.jobs import TrainJob, save_images
 from attribench.truth.latent_base import store_pipeline
 
@@ -92,7 +92,7 @@ def provide_base(name: str, asked: Asked, store: ArtifactStore, runtime: Runtime
     if job.find(store) is None:
         save_images(store, data.train)
         with progress.task(f"{data.label}: the base, {name}", job.cost) as task:
-            InProcessExecutor(store, runtime, progress).run([job], task)
+            make_executor([job], store, runtime, progress).run([job], task)
     return _trained(job, store)
 
 

@@ -182,7 +182,7 @@ BESIDE = {
     "computing/__init__.py", "computing/cost.py", "computing/others.py", "computing/progress.py", "data/__init__.py",
     "diffusion/__init__.py", "embeddings/__init__.py", "errors.py", "gradients/__init__.py", "gradients/budget.py",
     "gradients/needs.py", "method.py", "store/__init__.py", "store/artifacts.py", "store/claims.py", "store/code.py",
-    "store/files.py", "store/journal.py", "store/parts.py", "store/shared.py",
+    "computing/memory.py", "store/files.py", "store/journal.py", "store/parts.py", "store/shared.py",
 }  # fmt: skip
 
 

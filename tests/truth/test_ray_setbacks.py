@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from ray_jobs import FakeTask, Square
 from attribench.computing.progress import Progress
 from attribench.errors import AttribenchError
 from attribench.settings import RayOptions, Runtime
+from attribench.store import artifacts, parcels
 from attribench.store.artifacts import ArtifactStore, LockBusyError, Spec
-from attribench.store.parcels import pack
+from attribench.store.files import file_sum
+from attribench.store.parcels import Outbox, pack, read_files
 from attribench.truth import ray_executor
+from attribench.truth.executors import make_executor
 from attribench.truth.ray_carrier import Carrier
 from attribench.truth.remote import (
     Assignment,
@@ -308,3 +312,42 @@ def test_a_cluster_that_is_gone_does_not_hide_what_the_run_came_to(
 
     monkeypatch.setattr("attribench.truth.ray_carrier.ray", Gone())
     Carrier(ArtifactStore(tmp_path), "token").sweep()
+
+
+def test_resumed_state_is_no_news_and_is_never_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "state"
+    state.write_bytes(b"one")
+    known = read_files(tmp_path)
+    outbox = Outbox(lambda: tmp_path, "state", known)
+    assert outbox.news() == {}
+    state.write_bytes(b"another")
+
+    def read(folder: Path) -> dict[str, Any]:
+        """Another checkpoint is put in place after the folder was listed."""
+        found = read_files(folder)
+        (folder / "weights").write_bytes(b"w")
+        (folder / "new").write_bytes(b"third")
+        (folder / "new").replace(folder / "state")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parcels, "read_files", read)
+        assert outbox.news() == {}
+    assert {name: content.tobytes() for name, content in outbox.news().items()} == {"state": b"third", "weights": b"w"}
+
+
+def test_what_arrives_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = ArtifactStore(tmp_path / "there"), ArtifactStore(tmp_path / "here")
+    made = there.get_or_create("squares", {"number": 3}, lambda staging: staging.save_json("square", 9))
+    parcel, hashed = pack(made), []
+    monkeypatch.setattr(artifacts, "file_sum", lambda path: hashed.append(path.name) or file_sum(path))  # type: ignore[func-returns-value]
+    found = parcels.adopt(here, parcel)
+    assert found.load_json("square") == 9
+    assert len(hashed) == len(set(hashed)) == 2
+
+
+def test_another_missing_module_is_not_taken_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "attribench.truth.ray_executor")
+    monkeypatch.setitem(sys.modules, "attribench.truth.ray_carrier", None)
+    with pytest.raises(ModuleNotFoundError, match="ray_carrier"):
+        make_executor([], ArtifactStore(tmp_path), Runtime(executor="ray"), Saying())

@@ -118,7 +118,7 @@ def test_a_stopped_call_goes_on_and_a_second_one_computes_nothing(
     pd.testing.assert_frame_equal(scores(folder), scores(whole), rtol=1e-5)
     for target in (
         "attribench.data.folders.open_square",
-        "attribench.workflows.scoring.score",
+        "attribench.workflows.pieces.score",
         "attribench.workflows.attribution.explained",
     ):
         monkeypatch.setattr(target, lambda *arguments, **options: pytest.fail("computed again"))

@@ -128,8 +128,9 @@ def test_images_are_generated_again_from_their_own_noise(evaluate: Any, monkeypa
     monkeypatch.setattr(jobs, "generate_images", watched)
     records, _ = evaluate(ByQuery)
     numbers = [int(name.rpartition("-")[2]) for name in records[0].query_ids]
-    assert asked[:2] == [numbers, numbers]  # the control's two seeds, all queries at once
-    assert sorted(asked[2:]) == sorted([[n] for n in numbers] * 2)
+    assert asked[0] == list(range(5))  # the queries themselves, by the target model
+    assert asked[1:3] == [numbers, numbers]  # the control's two seeds, all queries at once
+    assert sorted(asked[3:]) == sorted([[n] for n in numbers] * 2)
 
 
 def test_the_same_removals_are_retrained_once(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
