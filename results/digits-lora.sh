@@ -16,8 +16,9 @@ on tune --method dtrak --method.f mean-squared-l2-norm --method.num_timesteps 10
 # The board. Gradients are of LoRA's weights, at 10 timesteps, as published.
 on run --method nda,pixel-cosine,pixel-dot,random,trak,dtrak,ekfac,gradient-dot
 
-# Where gradients have converged; not in results/ yet.
+# Where gradients have converged; the last two methods are not in results/ yet.
 on tune --method trak-converged --method.noise_draws 1
+on run --method trak-converged,gradient-dot-converged
 on tune --method dtrak-converged --method.f mean --method.num_timesteps 100 --method.noise_draws 1
 on tune --method ekfac-converged --method.num_timesteps 100
-on run --method trak-converged,dtrak-converged,ekfac-converged
+on run --method dtrak-converged,ekfac-converged
