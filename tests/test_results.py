@@ -90,4 +90,7 @@ def test_the_committed_counterfactual_is_complete() -> None:
         assert len(record.train_seeds) == 3
         tensors = load_attachment(record, ROOT / "results")
         assert tensors is not None
-        assert pixel_distance(tensors["originals"], tensors["regenerated"]).tolist() == record.l2
+        # Processors add up in other orders.
+        assert pixel_distance(tensors["originals"], tensors["regenerated"]).tolist() == pytest.approx(
+            record.l2, rel=1e-5
+        )

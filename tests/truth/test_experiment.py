@@ -9,6 +9,7 @@ from tiny_data import TinyData
 
 from attribench import ImageSet, Sampling
 from attribench.diffusion import training
+from attribench.diffusion.examples import Examples
 from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.errors import ArtifactError
 from attribench.settings import Runtime, Settings
@@ -55,10 +56,10 @@ def test_each_model_sees_only_its_subset_and_its_own_seed(
     trained_on: dict[int, torch.Tensor] = {}
 
     def recording(
-        images: torch.Tensor, model: object, recipe: object, seed: int, *rest: object, **options: object
+        examples: Examples, model: object, recipe: object, seed: int, *rest: object, **options: object
     ) -> object:
-        trained_on[seed] = images
-        return training.train_network(images, model, recipe, seed, *rest, **options)  # type: ignore[arg-type]
+        trained_on[seed] = examples.clean
+        return training.train_network(examples, model, recipe, seed, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("attribench.truth.jobs.train_network", recording)
     experiment.prepare()
