@@ -51,3 +51,13 @@ done
 for method in relative-influence renormalized-influence gradient-dot gradient-cosine; do
   on sweep --method $method-converged --vary 'num_timesteps=[10,100]'
 done
+
+# NDA's ablations, with one patch size for all timesteps: patch size by timestep, α, top-k. Nothing is chosen by them.
+single=(--method.patch_size 7 --method.alpha 1.0 --method.low_resolution_patch_size 6
+  --method.timesteps '[50, 100, 150, 200, 250, 300, 350, 400, 450, 500]')
+on sweep --method nda "${single[@]}" --vary 'patch_size=[1, 3, 5, 7, 9, 11]' --series 'timesteps=[[50], [100], [200], [300], [400], [500]]'
+on sweep --method nda "${single[@]}" --vary 'alpha=[0.0, 0.25, 0.5, 0.75, 1.0]' --series 'low_resolution_patch_size=[6, 8, 10]'
+on sweep --method nda "${single[@]}" --vary 'top_k=[1, 3, 10, 30, 100]'
+
+# What images look like without the ones ranked first: 49 models of Fashion-MNIST, about an hour.
+on counterfactual --method nda,dtrak,pixel-cosine,random --counterfactual.num_queries 12 --counterfactual.num_seeds 1

@@ -90,7 +90,7 @@ def test_a_second_run_reuses_everything_and_leaves_the_records_as_they_are(
     for name in (
         "attribench.truth.jobs.train_network",
         "attribench.truth.jobs.denoising_losses",
-        "attribench.truth.experiment.generate_images",
+        "attribench.truth.generation.generate_images",
         "attribench.workflows.scoring.start",
     ):
         monkeypatch.setattr(name, lambda *arguments, **options: pytest.fail("computed again"))

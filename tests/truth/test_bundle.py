@@ -40,7 +40,7 @@ def test_elsewhere_it_gives_the_same_record_with_nothing_trained(
 ) -> None:
     for work in ("train_network", "denoising_losses"):
         monkeypatch.setattr(f"attribench.truth.jobs.{work}", lambda *_, **__: pytest.fail("made anew"))
-    monkeypatch.setattr("attribench.truth.experiment.generate_images", lambda *_, **__: pytest.fail("made anew"))
+    monkeypatch.setattr("attribench.truth.generation.generate_images", lambda *_, **__: pytest.fail("made anew"))
     place = ("--workdir", str(tmp_path / "runs"), "--results", str(tmp_path / "results"))
     assert main(["ground-truth", "import", str(made / "smoke.truth"), "--workdir", str(tmp_path / "runs")]) == 0
     assert main(["run", "--method", "pixel,gradient,gas", "--ground-truth", "smoke", *place]) == 0

@@ -55,7 +55,7 @@ def test_nothing_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         archive.extractall(tmp_path)
     for work in ("train_network", "denoising_losses"):
         monkeypatch.setattr(f"attribench.truth.jobs.{work}", lambda *_, **__: pytest.fail("made anew"))
-    monkeypatch.setattr("attribench.truth.experiment.generate_images", lambda *_, **__: pytest.fail("made anew"))
+    monkeypatch.setattr("attribench.truth.generation.generate_images", lambda *_, **__: pytest.fail("made anew"))
     experiment = Experiment(TinyData(), SETTINGS, Runtime(workdir=str(tmp_path), accelerator="cpu", workers=1))
     experiment.prepare()
     for name in QUERY_SETS:
