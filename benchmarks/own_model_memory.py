@@ -5,7 +5,7 @@
 
 Every line is a process of its own: a model that nobody trained, random images, and `attribench attribute`'s own steps, what is
 stated first. The peak is what the process allocates while gradients, kernel and scores are computed, beside what it held
-before, sampled every 20 ms. On a GPU it is the GPU's, and the process's.
+before. On a GPU it is the GPU's, and the process's.
 
 Of the sizes of latents, the denoiser is told a text and carries a LoRA, which gradients are of; `encoding` is the
 autoencoder's work.

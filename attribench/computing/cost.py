@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -54,15 +56,41 @@ class _Memory:
 
     def __init__(self, cost: Cost) -> None:
         self.cost, self._process, self.paused = cost, psutil.Process(), False
-        self.start_bytes = own_bytes(self._process)
+        self.start_bytes, self._mapped = own_bytes(self._process), 0
 
     def note(self) -> None:
         if not self.paused:
-            self.cost.peak_bytes = max(self.cost.peak_bytes, own_bytes(self._process) - self.start_bytes)
+            self._mapped = max(self._mapped, getattr(self._process.memory_info(), "shared", 0))
+            self._saw(own_bytes(self._process))
+
+    def note_highest(self, resident: int) -> None:
+        """At some moment so much was resident: what is mapped of files was at most what it ever was since the start."""
+        if not self.paused:
+            self.note()
+            self._saw(resident - self._mapped)
+
+    def _saw(self, own: int) -> None:
+        self.cost.peak_bytes = max(self.cost.peak_bytes, own - self.start_bytes)
 
 
 #: The measurements under way.
 _under_way: list[_Memory] = []
+
+
+def _note_highest() -> None:
+    """Give the system's high-water mark of resident memory to every measurement under way, and begin a new one.
+
+    Between two samples memory can come and go; the mark has it. Only Linux lets a process begin a new mark; elsewhere, and
+    where that is forbidden, samples must do.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    for memory in _under_way if found else []:
+        memory.note_highest(1024 * int(found[1]))
 
 
 @contextmanager
@@ -73,12 +101,14 @@ def compiling() -> Iterator[None]:
     """
     process, started = psutil.Process(), time.perf_counter()
     before = own_bytes(process)
+    _note_highest()
     for memory in _under_way:
         memory.paused = True
     try:
         yield
     finally:
         seconds, growth = time.perf_counter() - started, own_bytes(process) - before
+        _note_highest()  # of nobody: all are paused
         for memory in _under_way:
             memory.cost.compile_seconds += seconds
             memory.start_bytes += growth
@@ -93,7 +123,10 @@ def resumed(seconds: float) -> None:
 
 @contextmanager
 def measure(device: torch.device) -> Iterator[Cost]:
-    """Measure a block; memory is sampled every 20 ms, so shorter peaks can be missed. Blocks may be nested."""
+    """Measure a block. Blocks may be nested.
+
+    On Linux peaks of any length count. Elsewhere memory is sampled every 20 ms, and shorter ones can be missed.
+    """
     cost, stop = Cost(), threading.Event()
     memory = _Memory(cost)
 
@@ -108,6 +141,7 @@ def measure(device: torch.device) -> Iterator[Cost]:
         torch.cuda.reset_peak_memory_stats(device)
         start_gpu = torch.cuda.memory_allocated(device)
         _gpu_peaks.append([start_gpu])
+    _note_highest()
     _under_way.append(memory)
     watcher.start()
     started, others = time.perf_counter(), Others()
@@ -122,6 +156,7 @@ def measure(device: torch.device) -> Iterator[Cost]:
         stop.set()
         watcher.join()
         memory.note()
+        _note_highest()
         _under_way.remove(memory)
         if device.type == "cuda":
             _note_gpu_peak(device)

@@ -31,6 +31,9 @@ CHUNK = 64
 #: Bytes of activations of one pass, about, and the share of what memory there is that they may take.
 _PASS_BYTES, _PASS_SHARE = {"cpu": 256 * 2**20, "cuda": 8 * 2**30}, 0.5
 
+#: What libraries take for themselves at the first passes.
+_LIBRARY_BYTES = 24 * 2**20
+
 #: Bytes of an artifact beside its latents.
 _ARTIFACT_BYTES = 4096
 
@@ -159,7 +162,7 @@ class Latents:
         batch = min(code.batch(max(height, width), self._device), max(map(len, missing)))
         held = max(map(len, sets)) * latent  # in parts, which become one
         kept = sum(map(len, sets)) * latent  # for as long as the methods run
-        memory = kept + max(held, batch * code.image_bytes(max(height, width)) + 2 * min(CHUNK, count) * latent)
+        memory = _LIBRARY_BYTES + kept + max(held, batch * code.image_bytes(max(height, width)) + 2 * min(CHUNK, count) * latent)
         return EncodingNeeds(count, memory, count * latent + len(missing) * _ARTIFACT_BYTES, seconds * count)
 
     def of(self, images: ImageSet, progress: Progress) -> ImageSet:

@@ -82,3 +82,33 @@ def test_nothing_compiled() -> None:
     with compiling():
         pass
     assert cost.compile_seconds == 0
+
+
+SHORT = """
+import torch
+import numpy as np
+from attribench.computing.cost import compiling, measure
+
+megabytes = 2**20
+with measure(torch.device("cpu")) as outer:
+    np.ones(300 * megabytes, np.uint8)  # comes and goes
+    with measure(torch.device("cpu")) as inner:
+        np.ones(100 * megabytes, np.uint8)
+    with measure(torch.device("cpu")) as apart, compiling():
+        np.ones(200 * megabytes, np.uint8)
+with measure(torch.device("cpu")) as nothing:
+    pass
+print(outer.peak_bytes, inner.peak_bytes, apart.peak_bytes, nothing.peak_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no high-water mark that a process can reset")
+def test_a_peak_between_two_samples_counts() -> None:
+    script = SHORT.replace("import torch\n", "import torch\nfrom attribench.computing import cost\ncost._INTERVAL = 60\n", 1)
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    outer, inner, apart, nothing = (int(number) / MEGABYTE for number in printed.split())
+    assert 290 < outer < 330
+    assert 95 < inner < 130
+    assert apart < 20
+    assert nothing < 20
