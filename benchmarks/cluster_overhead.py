@@ -81,7 +81,7 @@ def executor(name: str, store: ArtifactStore, workers: int) -> Executor:
         return InProcessExecutor(store, runtime, silent_progress)
     if name == "worker processes":
         return ProcessExecutor(store, runtime, silent_progress, workers)
-    from attribench.truth.ray_executor import RayExecutor
+    from attribench.truth.cluster.executor import RayExecutor
 
     options = RayOptions(address="local", carry=name == "Ray, carried")
     return RayExecutor(store, Runtime(workdir=str(store.root), accelerator="cpu", ray=options), silent_progress)

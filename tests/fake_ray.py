@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray_cluster import ray
 
-from attribench.truth import ray_carrier, ray_cluster, ray_executor
-from attribench.truth.remote import Assignment, Begun, versions
+from attribench.truth.cluster import carrier, executor, nodes
+from attribench.truth.cluster.remote import Assignment, Begun, versions
 
 #: Names of nodes, and what one offers.
 A, B, C = (letter * 56 for letter in "abc")
@@ -53,13 +53,13 @@ class FakeRay:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         names = ("wait", "get", "cancel", "put", "nodes", "cluster_resources")
         fake = SimpleNamespace(**{name: getattr(self, name) for name in names})
-        for module in (ray_carrier, ray_cluster, ray_executor):
+        for module in (carrier, nodes, executor):
             patch.setattr(module, "ray", fake)
-        patch.setattr(ray_executor, "connect", lambda options: None)
-        patch.setattr(ray_executor, "_carry_out", SimpleNamespace(options=lambda **options: self._remote(options)))
+        patch.setattr(executor, "connect", lambda options: None)
+        patch.setattr(executor, "_carry_out", SimpleNamespace(options=lambda **options: self._remote(options)))
         once = SimpleNamespace(options=lambda **options: self._remote(options, once=True))
-        patch.setattr(ray_executor, "_carry_out_once", once)
-        patch.setattr(ray_carrier.Carrier, "sweep", lambda carrier: None)
+        patch.setattr(executor, "_carry_out_once", once)
+        patch.setattr(carrier.Carrier, "sweep", lambda carrier: None)
 
     def _remote(self, options: dict[str, Any], *, once: bool = False) -> Any:
         def remote(assignment: Assignment, offers: Sequence[Any]) -> Given:

@@ -40,7 +40,7 @@ def kill_at(target, number, before, signal_number):
     setattr(owner, name, wrapper)
 
 def log_trainings(file):
-    import attribench.diffusion.training as training
+    import attribench.diffusion.training.loop as training
     original = training._fit
     def wrapper(*arguments):
         with open(file, "a") as log:
@@ -76,12 +76,20 @@ MOMENTS = [
     ("attribench.store.artifacts:ArtifactStore._write_manifest", 2, True),  # payload complete, no manifest
     ("attribench.store.artifacts:ArtifactStore._write_manifest", 3, False),  # all written, not renamed
     ("attribench.store.artifacts.sync_folder", 4, True),
-    ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),  # inside the target model's training
-    ("attribench.diffusion.module:DiffusionModule.training_step", 11, False),  # inside a subset model's training
+    (
+        "attribench.diffusion.training.module:DiffusionModule.training_step",
+        3,
+        True,
+    ),  # inside the target model's training
+    (
+        "attribench.diffusion.training.module:DiffusionModule.training_step",
+        11,
+        False,
+    ),  # inside a subset model's training
     ("attribench.diffusion.losses.sample_noise", 20, True),
     ("attribench.diffusion.trajectory.exact_float32", 2, True),
     ("attribench.workflows.pieces.score", 2, False),  # scores computed, not stored
-    ("attribench.diffusion.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
+    ("attribench.diffusion.training.unfinished.atomic_write", 2, False),  # a checkpoint of the target model is kept
     ("attribench.workflows.benchmark.save_record", 1, True),
 ]
 
@@ -147,7 +155,7 @@ def test_a_killed_run_ends_in_the_same_record(
 @pytest.mark.parametrize(
     "moment",
     [
-        ("attribench.diffusion.module:DiffusionModule.training_step", 3, True),
+        ("attribench.diffusion.training.module:DiffusionModule.training_step", 3, True),
         ("attribench.diffusion.losses.sample_noise", 20, True),
         ("attribench.workflows.pieces.score", 2, False),
     ],
@@ -171,7 +179,7 @@ def test_sigterm_ends_a_training_as_it_ends_any_program(
     driver: Any, undisturbed: dict[str, Any], tmp_path: Path, call: int
 ) -> None:
     """As schedulers send it: neither put off to the next model nor answered with exit code 0."""
-    moment = ("attribench.diffusion.module:DiffusionModule.training_step", call, False)
+    moment = ("attribench.diffusion.training.module:DiffusionModule.training_step", call, False)
     assert driver(runs=[arguments(tmp_path)], kill=moment, signal=signal.SIGTERM) == [-signal.SIGTERM]
     assert not list((tmp_path / "runs" / "models").glob("*/manifest.json"))
     assert driver(runs=[arguments(tmp_path)]) == [0]
@@ -188,7 +196,11 @@ def undisturbed_counterfactual(driver: Any, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize(
     "moment",
     [
-        ("attribench.diffusion.module:DiffusionModule.training_step", 20, True),  # inside a model without proponents
+        (
+            "attribench.diffusion.training.module:DiffusionModule.training_step",
+            20,
+            True,
+        ),  # inside a model without proponents
         ("attribench.truth.generation:GenerateJob.spec", 3, False),
         ("attribench.records.files.atomic_write", 3, True),  # the control's record is filed, the method's is not
     ],

@@ -89,7 +89,9 @@ def _note_highest() -> None:
     except OSError:
         return
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    for memory in _under_way if found else []:
+    if found is None:
+        return
+    for memory in _under_way:
         memory.note_highest(1024 * int(found[1]))
 
 

@@ -32,7 +32,7 @@ CHUNK = 64
 _PASS_BYTES, _PASS_SHARE = {"cpu": 256 * 2**20, "cuda": 8 * 2**30}, 0.5
 
 #: What libraries take for themselves at the first passes.
-_LIBRARY_BYTES = 24 * 2**20
+LIBRARY_BYTES = 24 * 2**20
 
 #: Bytes of an artifact beside its latents.
 _ARTIFACT_BYTES = 4096
@@ -162,7 +162,11 @@ class Latents:
         batch = min(code.batch(max(height, width), self._device), max(map(len, missing)))
         held = max(map(len, sets)) * latent  # in parts, which become one
         kept = sum(map(len, sets)) * latent  # for as long as the methods run
-        memory = _LIBRARY_BYTES + kept + max(held, batch * code.image_bytes(max(height, width)) + 2 * min(CHUNK, count) * latent)
+        memory = (
+            LIBRARY_BYTES
+            + kept
+            + max(held, batch * code.image_bytes(max(height, width)) + 2 * min(CHUNK, count) * latent)
+        )
         return EncodingNeeds(count, memory, count * latent + len(missing) * _ARTIFACT_BYTES, seconds * count)
 
     def of(self, images: ImageSet, progress: Progress) -> ImageSet:

@@ -29,11 +29,8 @@ LEFT_OUT = frozenset((
     "__main__.py", "api.py", "cli.py", "testing.py",
     "data/captions.py", "data/decoding.py", "data/files.py", "data/folders.py", "data/reading.py", "data/sources.py",
     "data/tiff.py",
-    "diffusion/losses.py", "diffusion/adapters.py", "diffusion/foreign_files.py", "diffusion/lora.py",
-    "diffusion/latents.py", "diffusion/model.py", "diffusion/module.py", "diffusion/networks.py",
-    "diffusion/peft_parts.py", "diffusion/pipelines.py", "diffusion/pretrained.py", "diffusion/recipes.py",
-    "diffusion/sampling.py", "diffusion/schedulers.py",
-    "diffusion/training.py", "diffusion/tuning.py", "diffusion/unfinished.py",
+    "diffusion/latents.py", "diffusion/losses.py", "diffusion/model.py", "diffusion/peft_parts.py", "diffusion/pretrained",
+    "diffusion/recipes.py", "diffusion/sampling.py", "diffusion/training",
 ))  # fmt: skip
 
 
@@ -77,11 +74,11 @@ def computing_hash(root: Path = ROOT) -> str:
 
 def computing_files(root: Path = ROOT) -> list[Path]:
     """The files of :func:`computing_hash`."""
-    return [
-        file
-        for file in sorted(root.rglob("*.py"))
-        if LEFT_OUT.isdisjoint({file.relative_to(root).as_posix(), file.relative_to(root).parts[0]})
-    ]
+    return [file for file in sorted(root.rglob("*.py")) if not _left_out(file.relative_to(root))]
+
+
+def _left_out(place: Path) -> bool:
+    return not LEFT_OUT.isdisjoint(some.as_posix() for some in (place, *place.parents))
 
 
 @cache

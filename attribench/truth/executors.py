@@ -41,7 +41,7 @@ def make_executor(jobs: Sequence[Job], store: ArtifactStore, runtime: Runtime, p
     """
     if runtime.executor == "ray":
         try:
-            from attribench.truth.ray_executor import RayExecutor
+            from attribench.truth.cluster.executor import RayExecutor
         except ModuleNotFoundError as error:
             if error.name != "ray":  # something else is wrong with the installation
                 raise

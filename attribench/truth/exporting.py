@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attribench.data import ImageSet
-from attribench.diffusion.tuning import lora_config, trained_weights
+from attribench.diffusion.training.tuning import lora_config, trained_weights
 from attribench.errors import UsageError
 from attribench.settings import QUERY_SETS, Settings
 from attribench.truth.base import StoredBase

@@ -22,9 +22,9 @@ from attribench.diffusion.losses import denoising_losses
 from attribench.diffusion.network import build_network
 from attribench.diffusion.recipes import LOSSES, TRAINING, recipe
 from attribench.diffusion.spaces import PixelSpace, Space
-from attribench.diffusion.training import checkpoint_steps, load_lora, load_network, num_steps, train_network
-from attribench.diffusion.tuning import add_lora, trained_weights
-from attribench.diffusion.unfinished import RESUME_FILE, UnusableStateError, checkpoint_name
+from attribench.diffusion.training.loop import checkpoint_steps, load_lora, load_network, num_steps, train_network
+from attribench.diffusion.training.tuning import begin_lora, trained_weights
+from attribench.diffusion.training.unfinished import RESUME_FILE, UnusableStateError, checkpoint_name
 from attribench.errors import ArtifactError
 from attribench.settings import ModelSettings, Runtime, TrainingSettings
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec, Staging
@@ -178,7 +178,7 @@ class TrainJob:
         if self.base is None:
             return build_network(self.model, self.image_shape)
         network = self.base.skeleton()
-        add_lora(network, self.training)
+        begin_lora(network, self.training)
         return network
 
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:

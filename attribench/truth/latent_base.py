@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from attribench.computing.progress import Progress
-from attribench.diffusion.foreign_files import read_json
 from attribench.diffusion.inputs import LatentInputs
 from attribench.diffusion.latents import Autoencoder
-from attribench.diffusion.pipelines import read_parts
-from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule, schedule_beside
+from attribench.diffusion.pretrained.foreign_files import read_json
+from attribench.diffusion.pretrained.pipelines import read_parts
+from attribench.diffusion.pretrained.schedulers import SCHEDULER_FILE, read_schedule, schedule_beside
 from attribench.diffusion.spaces import LatentSpace, Space
 from attribench.diffusion.texts import told_captions
 from attribench.errors import ArtifactError, ModelError

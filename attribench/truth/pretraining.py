@@ -14,10 +14,10 @@ from attribench.computing.device import resolve_device
 from attribench.computing.progress import Progress, silent_progress
 from attribench.configuration.resolution import Config, resolve
 from attribench.data import AttributionDataModule
-from attribench.diffusion.foreign_files import read_json
-from attribench.diffusion.networks import network_folder, read_network
-from attribench.diffusion.pipelines import pipeline_folder
-from attribench.diffusion.schedulers import SCHEDULER_FILE, read_schedule
+from attribench.diffusion.pretrained.foreign_files import read_json
+from attribench.diffusion.pretrained.networks import network_folder, read_network
+from attribench.diffusion.pretrained.pipelines import pipeline_folder
+from attribench.diffusion.pretrained.schedulers import SCHEDULER_FILE, read_schedule
 from attribench.diffusion.spaces import PixelSpace, Space
 from attribench.errors import ModelError, UsageError
 from attribench.settings import Runtime

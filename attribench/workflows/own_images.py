@@ -18,11 +18,11 @@ from attribench.data.files import some
 from attribench.data.folders import Folder, same_channels
 from attribench.data.sources import folder_labels, read_source
 from attribench.diffusion.digests import model_digest
-from attribench.diffusion.foreign_files import first_line
 from attribench.diffusion.inputs import LatentInputs, known_labels
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.diffusion.pretrained import load_model
+from attribench.diffusion.pretrained.foreign_files import first_line
+from attribench.diffusion.pretrained.models import load_model
 from attribench.errors import ModelError, UsageError
 from attribench.gradients.features import model_spec
 from attribench.gradients.per_sample import Example, told_rows
@@ -59,7 +59,7 @@ class Request:
         image_size: side of the square all images are brought to, in pixels; None: the model's, or 32.
         channels: ``RGB``, ``grey``, or ``auto``: the model's, or grey if no image has colour.
         heat_maps: for how many of a query's train images to show where the score comes from.
-        model: the model that was trained on the train images, see :func:`attribench.diffusion.pretrained.load_model`.
+        model: the model that was trained on the train images, see :func:`attribench.diffusion.pretrained.models.load_model`.
         scheduler: its noise schedule, if it does not bring it, likewise.
         checkpoints: the folder of its training's checkpoints, likewise.
         lora: the file of its LoRA, likewise.

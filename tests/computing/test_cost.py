@@ -105,7 +105,9 @@ print(outer.peak_bytes, inner.peak_bytes, apart.peak_bytes, nothing.peak_bytes)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no high-water mark that a process can reset")
 def test_a_peak_between_two_samples_counts() -> None:
-    script = SHORT.replace("import torch\n", "import torch\nfrom attribench.computing import cost\ncost._INTERVAL = 60\n", 1)
+    script = SHORT.replace(
+        "import torch\n", "import torch\nfrom attribench.computing import cost\ncost._INTERVAL = 60\n", 1
+    )
     printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     outer, inner, apart, nothing = (int(number) / MEGABYTE for number in printed.split())
     assert 290 < outer < 330

@@ -17,7 +17,7 @@ from attribench import ImageSet
 from attribench.computing.progress import silent_progress
 from attribench.diffusion import latents
 from attribench.diffusion.inputs import LatentInputs, PixelInputs
-from attribench.diffusion.latents import Autoencoder, Latents
+from attribench.diffusion.latents import LIBRARY_BYTES, Autoencoder, Latents
 from attribench.errors import DataError, ModelError, UsageError
 from attribench.store.artifacts import ArtifactStore
 
@@ -139,7 +139,7 @@ def test_the_memory_that_is_said_is_there_for_what_is_computed(count: int, side:
     with Live() as live:
         latents_of.of(some, silent_progress)
     assert live.peak > count * 16 * side**2 * 4
-    assert live.peak < needs.memory < 5 * live.peak
+    assert live.peak < needs.memory - LIBRARY_BYTES < 5 * live.peak
 
 
 def test_little_memory_makes_passes_smaller_before_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

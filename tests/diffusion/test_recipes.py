@@ -28,8 +28,9 @@ Part = str | Callable[..., Any]
 #: What decides the numbers of each recipe: files of the package, or single functions.
 DECISIVE: dict[str, list[Part]] = {
     "TRAINING": [
-        "diffusion/training.py", "diffusion/module.py", "diffusion/network.py", "diffusion/noise.py", "diffusion/tuning.py",
-        "diffusion/peft_parts.py", "diffusion/examples.py", "diffusion/spaces.py", "computing/seeding.py", to_unit_range,
+        "diffusion/training/loop.py", "diffusion/training/module.py", "diffusion/network.py", "diffusion/noise.py",
+        "diffusion/training/tuning.py", "diffusion/peft_parts.py", "diffusion/examples.py", "diffusion/spaces.py",
+        "computing/seeding.py", to_unit_range,
         TrainJob.run,
     ],
     "LOSSES": [
@@ -44,7 +45,7 @@ DECISIVE: dict[str, list[Part]] = {
 
 #: Each recipe's number and the hash of what decided it when somebody last thought about it.
 ACKNOWLEDGED = {
-    "TRAINING": (1, "b6ea8f52c35909fa"),
+    "TRAINING": (1, "e744258756747e64"),
     "LOSSES": (1, "5243905fd4721897"),
     "SAMPLING": (1, "f752a5d3da227718"),
 }

@@ -14,7 +14,7 @@ from attribench import Access, AttributionContext, ImageSet, Queries
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.noise import NoiseSchedule, sample_noise
 from attribench.diffusion.parameters import choose, trainable
-from attribench.diffusion.pretrained import load_model
+from attribench.diffusion.pretrained.models import load_model
 from attribench.errors import UsageError
 from attribench.gradients.ekfac import Curvature
 from attribench.gradients.features import GradientFeatures

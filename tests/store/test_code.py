@@ -133,9 +133,9 @@ def test_a_class_whose_source_is_unknown_is_never_taken_for_another() -> None:
         ("diffusion/trajectory.py", True),
         ("reporting/tables.py", False),
         ("commands/runs.py", False),
-        ("diffusion/training.py", False),  # the weights of models enter instead
-        ("diffusion/tuning.py", False),  # likewise
-        ("diffusion/pipelines.py", False),
+        ("diffusion/training/loop.py", False),  # the weights of models enter instead
+        ("diffusion/training/tuning.py", False),  # likewise
+        ("diffusion/pretrained/pipelines.py", False),
         ("diffusion/latents.py", False),  # the latents enter instead
         ("diffusion/texts.py", True),  # of embeddings, the text encoder alone enters, not what was made with it
     ],

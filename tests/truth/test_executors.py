@@ -216,6 +216,6 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "ray"]
 
 def test_where_ray_is_missing_the_call_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "attribench.truth.ray_executor", raising=False)
+    monkeypatch.delitem(sys.modules, "attribench.truth.cluster.executor", raising=False)
     with pytest.raises(UsageError, match=r"pip install 'attribench\[ray\]'"):
         make_executor([Sum(0, "")], ArtifactStore(tmp_path), Runtime(executor="ray"), Progress())

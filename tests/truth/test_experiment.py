@@ -8,8 +8,8 @@ import torch
 from tiny_data import TinyData
 
 from attribench import ImageSet, Sampling
-from attribench.diffusion import training
 from attribench.diffusion.examples import Examples
+from attribench.diffusion.training import loop as training
 from attribench.diffusion.trajectory import ddim_trajectory, to_pixels
 from attribench.errors import ArtifactError
 from attribench.settings import Runtime, Settings

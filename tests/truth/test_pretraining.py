@@ -17,8 +17,8 @@ from attribench.cli import main
 from attribench.commands.status_lines import status_lines
 from attribench.computing.progress import silent_progress
 from attribench.configuration.resolution import resolve
-from attribench.diffusion import training
 from attribench.diffusion.network import build_network
+from attribench.diffusion.training import loop as training
 from attribench.errors import AttribenchError, ModelError, UsageError
 from attribench.records.lds import load_records
 from attribench.settings import ModelSettings, Runtime, Settings, TrainingSettings

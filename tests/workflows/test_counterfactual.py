@@ -135,7 +135,7 @@ def test_images_are_generated_again_from_their_own_noise(evaluate: Any, monkeypa
 
 def test_the_same_removals_are_retrained_once(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings: list[int] = []
-    from attribench.diffusion import training
+    from attribench.diffusion.training import loop as training
 
     original = training._fit
 

@@ -22,7 +22,7 @@ import attribench
 from attribench.cli import main
 from attribench.computing.progress import Progress
 from attribench.diffusion.latents import Autoencoder
-from attribench.diffusion.pretrained import load_model
+from attribench.diffusion.pretrained.models import load_model
 from attribench.diffusion.texts import TextEncoder
 from attribench.errors import DataError, ModelError, UsageError
 from attribench.workflows import model_space

@@ -51,7 +51,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The train images of every training that was done."""
-    from attribench.diffusion import training
+    from attribench.diffusion.training import loop as training
 
     seen: list[int] = []
     kept: list[tuple[int, ...]] = []

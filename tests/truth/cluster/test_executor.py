@@ -284,7 +284,7 @@ def test_carried_jobs_work_in_folders_of_their_own_which_are_swept(
 def test_what_is_damaged_on_its_way_is_refused_and_done_again(
     times: int, address: str, tmp_path: Path, progress: Saying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attribench.truth import ray_carrier
+    from attribench.truth.cluster import carrier
 
     arrived = []
 
@@ -296,7 +296,7 @@ def test_what_is_damaged_on_its_way_is_refused_and_done_again(
             parcel = replace(parcel, files={**parcel.files, "square.json": content})
         return adopt(store, parcel)
 
-    monkeypatch.setattr(ray_carrier, "adopt", damage)
+    monkeypatch.setattr(carrier, "adopt", damage)
     job = Square(7, str(tmp_path / "log"))
     if times == 3:
         with pytest.raises(ArtifactError, match="was damaged 3 times on its way"):
@@ -351,7 +351,7 @@ def test_no_cluster_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_client_is_refused(tmp_path: Path) -> None:
     import ray
 
-    from attribench.truth.ray_cluster import connect
+    from attribench.truth.cluster.nodes import connect
 
     ray.shutdown()
     with pytest.raises(UsageError, match="on a node of the cluster"):

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from attribench.computing.device import single_thread
 from attribench.computing.seeding import derive_seed
 from attribench.diffusion.examples import Examples, told
-from attribench.diffusion.module import Batch, DiffusionModule
 from attribench.diffusion.network import build_network, set_dropout
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.diffusion.tuning import add_lora, fill_lora
-from attribench.diffusion.unfinished import Keep, UnfinishedTraining
+from attribench.diffusion.training.module import Batch, DiffusionModule
+from attribench.diffusion.training.tuning import begin_lora, fill_lora
+from attribench.diffusion.training.unfinished import Keep, UnfinishedTraining
 from attribench.errors import ArtifactError, UsageError
 from attribench.settings import ModelSettings, TrainingSettings
 
@@ -158,7 +158,7 @@ def train_network(
             network = base().train()
             set_dropout(network, model.dropout)
             torch.manual_seed(derive_seed(seed, "weights"))
-            add_lora(network, training)
+            begin_lora(network, training)
         module = DiffusionModule(network, training, total, seed, schedule)
         if epochs_done:
             report(float(epochs_done * math.ceil(len(examples) / training.batch_size)))
@@ -238,7 +238,7 @@ def load_lora(base: Load, model: ModelSettings, training: TrainingSettings, weig
     """
     with torch.random.fork_rng(devices=[]):  # what it is begun with is replaced
         network = base()
-        add_lora(network, training)
+        begin_lora(network, training)
     set_dropout(network, model.dropout)
     fill_lora(network, load_file(weights), str(weights))
     return network.eval()

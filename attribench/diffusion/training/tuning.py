@@ -13,7 +13,7 @@ from attribench.errors import ModelError, UsageError, nearest
 from attribench.settings import TrainingSettings
 
 
-def add_lora(network: nn.Module, training: TrainingSettings) -> None:
+def begin_lora(network: nn.Module, training: TrainingSettings) -> None:
     """Put an untrained LoRA into a network, and freeze all else: as peft begins one, it changes nothing yet.
 
     A is drawn from torch's global generator, B is 0; what comes out of a layer is W x + α / rank · B A x.

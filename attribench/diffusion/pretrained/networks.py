@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attribench.data.files import natural_key, some
-from attribench.diffusion.foreign_files import first_line, quiet, read_json
-from attribench.diffusion.module import CONFIG_KEY
+from attribench.diffusion.pretrained.foreign_files import first_line, quiet, read_json
+from attribench.diffusion.training.module import CONFIG_KEY
 from attribench.errors import ModelError
 
 #: Files that may run code when they are read.
@@ -126,7 +126,7 @@ def read_network_file(path: Path) -> nn.Module:
             network = UNet2DModel.from_config(config)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} describes no network: {first_line(error)}") from error
-    _fill(network, state, path)
+    _load_state(network, state, path)
     result: nn.Module = network.float().eval()
     return result
 
@@ -192,11 +192,11 @@ def _snapshot(path: Path, like: nn.Module) -> nn.Module:
         except Exception as error:
             raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from error
     network = copy.deepcopy(like)
-    _fill(network, state, path)
+    _load_state(network, state, path)
     return network
 
 
-def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
     if set(own) != set(state):
         missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))

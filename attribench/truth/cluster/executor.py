@@ -24,10 +24,9 @@ from attribench.settings import Runtime
 from attribench.store.artifacts import ArtifactStore, LockBusyError
 from attribench.store.files import atomic_write
 from attribench.store.parcels import DamagedParcelError
-from attribench.truth.jobs import Job
-from attribench.truth.ray_carrier import Carrier, worker_folder
-from attribench.truth.ray_cluster import Offered, connect
-from attribench.truth.remote import (
+from attribench.truth.cluster.carrier import Carrier, worker_folder
+from attribench.truth.cluster.nodes import Offered, connect
+from attribench.truth.cluster.remote import (
     Assignment,
     Begun,
     Busy,
@@ -43,7 +42,8 @@ from attribench.truth.remote import (
     carry_out,
     versions,
 )
-from attribench.truth.setbacks import Setbacks
+from attribench.truth.cluster.setbacks import Setbacks
+from attribench.truth.jobs import Job
 from attribench.truth.waiting import Accounts, Patience, Waiting
 
 #: Jobs that Ray has beyond those that its nodes take at once: it gives them out as nodes become free, or asks for more

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attribench.errors import AttribenchError, UsageError
 from attribench.settings import RayOptions, Runtime
+from attribench.truth.cluster.remote import Begun
 from attribench.truth.jobs import Job
-from attribench.truth.remote import Begun
 from attribench.truth.resources import Memory
 
 #: Seconds for which a count of the cluster's places is good.

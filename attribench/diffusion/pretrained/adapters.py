@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribench.diffusion.foreign_files import first_line, quiet, read_json
+from attribench.diffusion.pretrained.foreign_files import first_line, quiet, read_json
 from attribench.errors import ModelError
 
 #: What peft and diffusers call the files.

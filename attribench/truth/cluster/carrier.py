@@ -22,8 +22,8 @@ from attribench.store.claims import Claim
 from attribench.store.files import canonical
 from attribench.store.journal import Journal
 from attribench.store.parcels import Bytes, DamagedParcelError, adopt, pack, restore_unfinished, unfinished
+from attribench.truth.cluster.remote import Begun, Done
 from attribench.truth.jobs import Job
-from attribench.truth.remote import Begun, Done
 
 #: What many jobs read; it stays with Ray until the last of them is done. Other things go out anew with each job.
 _READ_BY_MANY = ("images", "bases")

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from attribench.diffusion.foreign_files import first_line, quiet, read_json
 from attribench.diffusion.noise import NoiseSchedule, PredictionType
+from attribench.diffusion.pretrained.foreign_files import first_line, quiet, read_json
 from attribench.errors import ModelError
 
 SCHEDULER_FILE = "scheduler_config.json"

@@ -18,9 +18,9 @@ import pytest
 import torch
 from tiny_data import TinyData
 
-from attribench.diffusion import unfinished
-from attribench.diffusion.training import train_network
-from attribench.diffusion.unfinished import RESUME_FILE, UnfinishedTraining, UnusableStateError
+from attribench.diffusion.training import unfinished
+from attribench.diffusion.training.loop import train_network
+from attribench.diffusion.training.unfinished import RESUME_FILE, UnfinishedTraining, UnusableStateError
 from attribench.settings import Runtime, Settings
 from attribench.store.artifacts import Artifact, ArtifactStore
 from attribench.truth.jobs import TrainJob, save_images

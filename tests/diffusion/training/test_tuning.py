@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from attribench.diffusion.network import build_network
-from attribench.diffusion.training import checkpoint_steps, load_lora, num_steps, train_network
-from attribench.diffusion.tuning import add_lora, fill_lora, lora_layers, trained_weights
-from attribench.diffusion.unfinished import RESUME_FILE, checkpoint_name
+from attribench.diffusion.training.loop import checkpoint_steps, load_lora, num_steps, train_network
+from attribench.diffusion.training.tuning import begin_lora, fill_lora, lora_layers, trained_weights
+from attribench.diffusion.training.unfinished import RESUME_FILE, checkpoint_name
 from attribench.errors import ModelError, UsageError
 from attribench.settings import ModelSettings, Settings, TrainingSettings
 
@@ -58,7 +58,7 @@ def loader(base: nn.Module, tiny_model: ModelSettings) -> Loader:
 
 
 def test_a_layer_gives_w_x_and_alpha_over_rank_b_a_x(base: nn.Module, training: TrainingSettings) -> None:
-    add_lora(base, training)
+    begin_lora(base, training)
     linear = base.get_submodule("mid_block.attentions.0.to_q")
     conv = base.get_submodule("down_blocks.1.resnets.0.conv1")
     for layer in (linear, conv):
@@ -81,7 +81,7 @@ def test_a_new_lora_changes_nothing_and_all_else_is_frozen(
 ) -> None:
     noisy, timesteps = torch.randn(3, 1, 8, 8), torch.tensor([0, 400, 900])
     network = loader()
-    add_lora(network, training)
+    begin_lora(network, training)
     with torch.no_grad():
         assert torch.equal(network(noisy, timesteps).sample, base(noisy, timesteps).sample)
     trained = {name for name, value in network.named_parameters() if value.requires_grad}
@@ -217,7 +217,7 @@ def test_a_killed_training_goes_on_without_the_base_in_its_checkpoint(
 
 
 def test_the_lora_of_another_base_is_refused(base: nn.Module, training: TrainingSettings) -> None:
-    add_lora(base, training)
+    begin_lora(base, training)
     weights = trained_weights(base)
     name = "mid_block.attentions.0.to_q.lora_A.weight"
     with pytest.raises(ModelError, match=r"file is the LoRA of another base.*to_q\.lora_A\.weight is missing"):

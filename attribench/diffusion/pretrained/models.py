@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from attribench.diffusion.adapters import DENOISER, TEXT_ENCODER, read_adapters
 from attribench.diffusion.inputs import LatentInputs, PixelInputs
 from attribench.diffusion.latents import Autoencoder
-from attribench.diffusion.lora import add_lora, check_in_use, has_lora, lora_snapshots_in, told_by_others
 from attribench.diffusion.model import DiffusionModel
-from attribench.diffusion.networks import network_folder, read_network, read_network_file, snapshots_in
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.diffusion.pipelines import SUPPORTED, parts_of, pipeline_folder, read_parts
-from attribench.diffusion.schedulers import DDPM, read_schedule, schedule_beside
+from attribench.diffusion.pretrained.adapters import DENOISER, TEXT_ENCODER, read_adapters
+from attribench.diffusion.pretrained.lora import check_in_use, has_lora, load_adapter, lora_snapshots_in, told_by_others
+from attribench.diffusion.pretrained.networks import network_folder, read_network, read_network_file, snapshots_in
+from attribench.diffusion.pretrained.pipelines import SUPPORTED, parts_of, pipeline_folder, read_parts
+from attribench.diffusion.pretrained.schedulers import DDPM, read_schedule, schedule_beside
 from attribench.diffusion.texts import TextEncoder
 from attribench.errors import ModelError
 
@@ -72,9 +72,9 @@ def _adapted(model: DiffusionModel, path: Path, copied: bool) -> DiffusionModel:
         raise ModelError(f"{model.name} carries a LoRA already: leave out --lora, or give the base alone.")
     network = model.network if copied else copy.deepcopy(model.network)
     text = model.text if copied else copy.deepcopy(model.text)
-    notes = [*model.notes, add_lora(network, adapters[DENOISER], model.name)]
+    notes = [*model.notes, load_adapter(network, adapters[DENOISER], model.name)]
     if text is not None and TEXT_ENCODER in adapters:
-        told = add_lora(text.module, adapters[TEXT_ENCODER], f"{model.name}'s text encoder")
+        told = load_adapter(text.module, adapters[TEXT_ENCODER], f"{model.name}'s text encoder")
         notes.append(
             f"{told.removesuffix('.')}, of the text encoder: captions are told by it, and gradients are not of it."
         )

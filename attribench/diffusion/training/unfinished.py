@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from attribench.diffusion.module import DiffusionModule
-from attribench.diffusion.tuning import trained_weights
+from attribench.diffusion.training.module import DiffusionModule
+from attribench.diffusion.training.tuning import trained_weights
 from attribench.errors import ArtifactError
 from attribench.store.files import atomic_write, file_sum
 

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from attribench.data.files import natural_key
-from attribench.diffusion.adapters import DENOISER, Adapter, has_text_encoder, lora_file, read_adapters
-from attribench.diffusion.foreign_files import first_line
-from attribench.diffusion.networks import Load
 from attribench.diffusion.parameters import is_lora
 from attribench.diffusion.peft_parts import exact_targets, freeze_but_lora, plain_name, require_peft
+from attribench.diffusion.pretrained.adapters import DENOISER, Adapter, has_text_encoder, lora_file, read_adapters
+from attribench.diffusion.pretrained.foreign_files import first_line
+from attribench.diffusion.pretrained.networks import Load
 from attribench.errors import ModelError
 
 #: Of peft's configuration, what changes what a LoRA does and is not known here, each with the value that changes nothing.
@@ -30,12 +30,12 @@ _CHANGES = {"bias": "none", "lora_bias": False, "fan_in_fan_out": False, "layer_
 _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 
-def add_lora(network: nn.Module, adapter: Adapter, name: str) -> str:
+def load_adapter(network: nn.Module, adapter: Adapter, name: str) -> str:
     """Put a LoRA into a network, and freeze all else.
 
     Args:
         network: is changed.
-        adapter: its LoRA, see :func:`attribench.diffusion.adapters.read_adapters`.
+        adapter: its LoRA, see :func:`attribench.diffusion.pretrained.adapters.read_adapters`.
         name: what messages call the base.
 
     Returns:
@@ -141,7 +141,7 @@ class _Snapshot:
         state = {
             (key if key.endswith("lora_magnitude_vector") else f"{key}.weight"): value for key, value in state.items()
         }
-        _fill(own, state, self._path)
+        _load_weights(own, state, self._path)
         return network
 
 
@@ -165,7 +165,7 @@ def _check_scaling(like: nn.Module, adapter: Adapter) -> None:
             )
 
 
-def _fill(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], path: Path) -> None:
+def _load_weights(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], path: Path) -> None:
     odd = sorted(set(own) ^ set(state))
     if odd:
         what = "is missing" if odd[0] in own else "is too much"

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from attribench.diffusion.model import DiffusionModel
 from attribench.diffusion.parameters import trainable
-from attribench.diffusion.pretrained import load_model
+from attribench.diffusion.pretrained.models import load_model
 from attribench.errors import ModelError
 
 pytestmark = pytest.mark.slow

@@ -21,10 +21,9 @@ from attribench.store import artifacts, parcels
 from attribench.store.artifacts import ArtifactStore, LockBusyError, Spec
 from attribench.store.files import file_sum
 from attribench.store.parcels import Outbox, pack, read_files
-from attribench.truth import ray_executor
-from attribench.truth.executors import make_executor
-from attribench.truth.ray_carrier import Carrier
-from attribench.truth.remote import (
+from attribench.truth.cluster import executor
+from attribench.truth.cluster.carrier import Carrier
+from attribench.truth.cluster.remote import (
     Assignment,
     Busy,
     Done,
@@ -35,6 +34,7 @@ from attribench.truth.remote import (
     TooSmall,
     carry_out,
 )
+from attribench.truth.executors import make_executor
 from attribench.truth.resources import Memory
 
 Run = Callable[..., list[str]]
@@ -55,7 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         options = {"accelerator": "cpu", **options}
         runtime = Runtime(workdir=str(tmp_path), executor="ray", ray=RayOptions(carry=carry), **options)
         progress = Saying()
-        ray_executor.RayExecutor(ArtifactStore(tmp_path), runtime, progress).run(jobs, FakeTask())
+        executor.RayExecutor(ArtifactStore(tmp_path), runtime, progress).run(jobs, FakeTask())
         return progress.said
 
     return running
@@ -151,7 +151,7 @@ def test_a_full_object_store_is_waited_for_or_said(
 
 
 def test_when_nodes_are_gone_it_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "_IDLE", 0.0)
+    monkeypatch.setattr(executor, "_IDLE", 0.0)
     found = FakeRay(lambda given: [given.begun(), crashed()] if len(found.given) == 1 else [])
     idle = []
 
@@ -276,7 +276,7 @@ def test_a_gpu_that_is_too_small_is_left_for_a_larger_one(run: Run) -> None:
 
 def test_a_worker_compares_what_a_job_takes_with_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Given(Assignment(Square(0, ""), Runtime(), "", "", ""), {}, A, []).begun(device_size=2**30)
-    monkeypatch.setattr("attribench.truth.remote.begun", lambda runtime: here)
+    monkeypatch.setattr("attribench.truth.cluster.remote.begun", lambda runtime: here)
     assignment = Assignment(Square(0, ""), Runtime(), str(tmp_path), "token", "", device_memory=2**31)
     said = list(carry_out(assignment))
     assert said[1:] == [
@@ -310,7 +310,7 @@ def test_a_cluster_that_is_gone_does_not_hide_what_the_run_came_to(
         def nodes(self) -> None:
             raise ConnectionError("no GCS")
 
-    monkeypatch.setattr("attribench.truth.ray_carrier.ray", Gone())
+    monkeypatch.setattr("attribench.truth.cluster.carrier.ray", Gone())
     Carrier(ArtifactStore(tmp_path), "token").sweep()
 
 
@@ -347,7 +347,7 @@ def test_what_arrives_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_another_missing_module_is_not_taken_for_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "attribench.truth.ray_executor")
-    monkeypatch.setitem(sys.modules, "attribench.truth.ray_carrier", None)
-    with pytest.raises(ModuleNotFoundError, match="ray_carrier"):
+    monkeypatch.delitem(sys.modules, "attribench.truth.cluster.executor")
+    monkeypatch.setitem(sys.modules, "attribench.truth.cluster.carrier", None)
+    with pytest.raises(ModuleNotFoundError, match="carrier"):
         make_executor([], ArtifactStore(tmp_path), Runtime(executor="ray"), Saying())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attribench.diffusion.digests import model_digest
 from attribench.diffusion.parameters import trainable
-from attribench.diffusion.pretrained import load_model
+from attribench.diffusion.pretrained.models import load_model
 from attribench.errors import ModelError
 
 NOISY = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -352,7 +352,7 @@ def test_without_peft_the_error_says_what_to_install(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "lora" / "README.md", ignore_errors=True)
     code = (
         "import sys; sys.modules['peft'] = None\n"
-        "from attribench.diffusion.pretrained import load_model\n"
+        "from attribench.diffusion.pretrained.models import load_model\n"
         f"load_model({str(tmp_path / 'base')!r}, 'ddpm', lora={str(file)!r})"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

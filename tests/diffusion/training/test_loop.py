@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from attribench.diffusion import training as training_module
 from attribench.diffusion.network import build_network
-from attribench.diffusion.training import checkpoint_steps, num_steps, train_network
-from attribench.diffusion.unfinished import RESUME_FILE, checkpoint_name
+from attribench.diffusion.training import loop as training_module
+from attribench.diffusion.training.loop import checkpoint_steps, num_steps, train_network
+from attribench.diffusion.training.unfinished import RESUME_FILE, checkpoint_name
 from attribench.errors import AttribenchError, UsageError
 from attribench.settings import Settings
 

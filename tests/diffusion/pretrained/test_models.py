@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from attribench.diffusion.model import DiffusionModel
-from attribench.diffusion.module import DiffusionModule
 from attribench.diffusion.noise import NoiseSchedule
-from attribench.diffusion.pretrained import load_model
-from attribench.diffusion.schedulers import read_schedule
+from attribench.diffusion.pretrained.models import load_model
+from attribench.diffusion.pretrained.schedulers import read_schedule
+from attribench.diffusion.training.module import DiffusionModule
 from attribench.errors import ModelError
 from attribench.settings import TrainingSettings
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from attribench.diffusion.foreign_files import first_line, quiet, read_json
 from attribench.diffusion.latents import Autoencoder
-from attribench.diffusion.networks import read_network, weights_variant
+from attribench.diffusion.pretrained.foreign_files import first_line, quiet, read_json
+from attribench.diffusion.pretrained.networks import read_network, weights_variant
 from attribench.diffusion.texts import TextEncoder
 from attribench.errors import ModelError
 
