@@ -34,9 +34,13 @@ def fold_of(subset: int, folds: int) -> int:
     return subset % folds
 
 
-def given(count: int, folds: int, fold: int) -> list[int]:
-    """The subsets whose models a method may see that is judged on ``fold``, by number: all others of ``count``."""
-    return [subset for subset in range(count) if fold_of(subset, folds) != fold]
+def given(count: int, folds: int, fold: int, within: Sequence[int] | None = None) -> list[int]:
+    """The subsets whose models a method may see that is judged on ``fold``, by number: all others of ``count``.
+
+    Args:
+        within: only these, where what is to be reported must not be seen; None for all.
+    """
+    return [subset for subset in (range(count) if within is None else within) if fold_of(subset, folds) != fold]
 
 
 def ranks_within_folds(values: Tensor, subsets: Sequence[int], folds: int) -> Tensor:

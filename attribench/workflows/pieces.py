@@ -31,8 +31,8 @@ from attribench.store.code import method_hash
 from attribench.store.files import canonical
 from attribench.store.parts import Distribute
 from attribench.store.shared import SharedStore, Usage, added
-from attribench.truth.experiment import TargetModels
-from attribench.truth.jobs import Report, TrainJob, load_images
+from attribench.truth.experiment import Experiment, TargetModels
+from attribench.truth.jobs import Report, TrainJob, load_images, save_images
 from attribench.truth.resources import Memory
 
 
@@ -198,3 +198,41 @@ _kept: list[tuple[str, AttributionMethod]] = []
 
 #: Has scores of pieces made on other machines: specifications and queries, what preparing the method read, its needs.
 Elsewhere = Callable[[list[tuple[Spec, Queries]], AttributionMethod], None]
+
+
+def on_nodes(experiment: Experiment, config: MethodConfig) -> Elsewhere:
+    """Has pieces scored by the executor of ``experiment``."""
+    sees_model = access_of(config.cls) >= Access.MODEL
+    store, train = experiment.store, experiment.train
+
+    def score_there(pieces: list[tuple[Spec, Queries]], method: AttributionMethod) -> None:
+        context, jobs = method.context, []
+        read = {**context.store.used, **(context.shared.store.used if context.shared else {})}
+        found = (store.find_key(*name.rsplit("/", 1)) for name in read)
+        prepared = tuple((artifact.kind, artifact.spec) for artifact in found if artifact is not None)
+        needs = method.needs(context, max(len(piece) for _, piece in pieces))
+        save_images(store, train)
+        for spec, piece in pieces:
+            images = ImageSet(piece.images, piece.ids, piece.labels)
+            save_images(store, images)
+            jobs.append(
+                ScoreJob(
+                    method=config,
+                    train=train.content_hash,
+                    queries=images.content_hash,
+                    query_set=piece.name,
+                    sampling=piece.sampling,
+                    target=experiment.target if sees_model else None,
+                    seed=context.seed,
+                    spec=spec,
+                    prepared=prepared,
+                    memory_needed=needs.memory if needs else 0,
+                    image_bytes=train.images.nbytes + piece.images.nbytes,
+                    num_queries=len(piece),
+                )
+            )
+        total = sum(len(piece) for _, piece in pieces)
+        with experiment.progress.task(f"{config.name}: scoring {total} queries on all nodes", total) as task:
+            experiment.run_jobs(task, jobs)
+
+    return score_there

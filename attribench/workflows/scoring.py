@@ -26,20 +26,24 @@ from attribench.store.json_values import json_value
 from attribench.store.shared import added
 from attribench.truth.experiment import Experiment
 from attribench.truth.folds import given, num_folds
-from attribench.truth.jobs import save_images
-from attribench.workflows.pieces import Elsewhere, ScoreJob, access_of, context_of, measured, score_piece
+from attribench.workflows.pieces import Elsewhere, access_of, context_of, measured, on_nodes, score_piece
 
 # Scores are kept in pieces of this many queries, so that a killed run loses at most one piece.
 _QUERIES_PER_PIECE = 64
 
 
 def make_context(
-    experiment: Experiment, method: AttributionMethod, config: MethodConfig, fold: int = 0
+    experiment: Experiment,
+    method: AttributionMethod,
+    config: MethodConfig,
+    fold: int = 0,
+    within: Sequence[int] | None = None,
 ) -> AttributionContext:
     """What ``method`` gets to work with; models, and what was made from them, only as far as it declared.
 
     Args:
         fold: the one that a method which is given retrained models is judged on.
+        within: subsets whose models it may be given, by number; None for all.
     """
     space = _space_of(experiment, access_of(config.cls))
     context = context_of(
@@ -50,7 +54,7 @@ def make_context(
         experiment.settings.training.seed,
         experiment.models(),
         progress=experiment.progress,
-        retrained=_others(experiment, fold) if access_of(config.cls) >= Access.RETRAINED else None,
+        retrained=_others(experiment, fold, within) if access_of(config.cls) >= Access.RETRAINED else None,
         # In this machine's other processes it would be no quicker: methods use all of its cores or its GPU already.
         distribute=experiment.distribute if experiment.runtime.executor == "ray" else None,
     )
@@ -68,14 +72,14 @@ def _space_of(experiment: Experiment, access: Access) -> Space | None:
     return experiment.space if sees else None
 
 
-def _others(experiment: Experiment, fold: int) -> RetrainedModels | None:
+def _others(experiment: Experiment, fold: int, within: Sequence[int] | None) -> RetrainedModels | None:
     """The models retrained on subsets outside a fold; None if there are too few."""
     count = len(experiment.masks)
     try:
         folds = num_folds(count)
     except UsageError:
         return None
-    kept = given(count, folds, fold)
+    kept = given(count, folds, fold, within)
 
     def losses(queries: Queries) -> Tensor:
         numbers = {name: number for number, name in enumerate(experiment.query_ids(queries.name))}
@@ -140,17 +144,26 @@ class Scoring:
 
     @classmethod
     def of(
-        cls, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
+        cls,
+        experiment: Experiment,
+        method: AttributionMethod,
+        config: MethodConfig,
+        context: AttributionContext,
+        within: Sequence[int] | None = None,
     ) -> Scoring:
-        """Scores in an experiment's store; of a method that is given retrained models, fold by fold."""
+        """Scores in an experiment's store; of a method that is given retrained models, fold by fold.
+
+        Args:
+            within: what ``context`` was made with, see :func:`make_context`.
+        """
         if context.access >= Access.RETRAINED:
-            return CrossFitted(experiment, method, config, context)
+            return CrossFitted(experiment, method, config, context, within)
         target = experiment.target.find(experiment.store) if context.access >= Access.MODEL else None
         if isinstance(space := _space_of(experiment, context.access), LatentSpace):
             found = cls(experiment.store, method, config, context, target.digest if target else None)
             found._seen = partial(_encoded, space)
             return found
-        elsewhere = _on_nodes(experiment, config) if experiment.runtime.executor == "ray" else None
+        elsewhere = on_nodes(experiment, config) if experiment.runtime.executor == "ray" else None
         return cls(experiment.store, method, config, context, target.digest if target else None, elsewhere=elsewhere)
 
     def __init__(
@@ -258,15 +271,21 @@ class CrossFitted(Scoring):
     """
 
     def __init__(
-        self, experiment: Experiment, method: AttributionMethod, config: MethodConfig, context: AttributionContext
+        self,
+        experiment: Experiment,
+        method: AttributionMethod,
+        config: MethodConfig,
+        context: AttributionContext,
+        within: Sequence[int] | None = None,
     ) -> None:
         target = experiment.target.find(experiment.store) if experiment.has_model else None
         weights, folds = target.digest if target else None, num_folds(len(experiment.masks))
         truth = "+".join(experiment.ground_truth(name).hash for name in experiment.query_sets)
         fold_methods = [method, *(config.cls(**config.options) for _ in range(1, folds))]
-        contexts = [context, *(make_context(experiment, fold_methods[fold], config, fold) for fold in range(1, folds))]
+        later = [make_context(experiment, fold_methods[fold], config, fold, within) for fold in range(1, folds)]
+        contexts = [context, *later]
         # Which models were given is part of what the scores are: by another rule of folds they are others.
-        seen = [f"{truth} of {given(len(experiment.masks), folds, fold)}" for fold in range(folds)]
+        seen = [f"{truth} of {given(len(experiment.masks), folds, fold, within)}" for fold in range(folds)]
         self._folds = [
             Scoring(experiment.store, fold_methods[fold], config, contexts[fold], weights, seen[fold])
             for fold in range(folds)
@@ -301,44 +320,6 @@ def _encoded(space: Space, queries: Queries) -> Queries:
     """Queries as methods that look at the model are given them."""
     images = ImageSet(queries.images, queries.ids, queries.labels, queries.captions)
     return Queries.of(space.seen(images), queries.name, queries.sampling)
-
-
-def _on_nodes(experiment: Experiment, config: MethodConfig) -> Elsewhere:
-    """Has pieces scored by the experiment's executor."""
-    sees_model = access_of(config.cls) >= Access.MODEL
-    store, train = experiment.store, experiment.train
-
-    def score_there(pieces: list[tuple[Spec, Queries]], method: AttributionMethod) -> None:
-        context, jobs = method.context, []
-        read = {**context.store.used, **(context.shared.store.used if context.shared else {})}
-        found = (store.find_key(*name.rsplit("/", 1)) for name in read)
-        prepared = tuple((artifact.kind, artifact.spec) for artifact in found if artifact is not None)
-        needs = method.needs(context, max(len(piece) for _, piece in pieces))
-        save_images(store, train)
-        for spec, piece in pieces:
-            images = ImageSet(piece.images, piece.ids, piece.labels)
-            save_images(store, images)
-            jobs.append(
-                ScoreJob(
-                    method=config,
-                    train=train.content_hash,
-                    queries=images.content_hash,
-                    query_set=piece.name,
-                    sampling=piece.sampling,
-                    target=experiment.target if sees_model else None,
-                    seed=context.seed,
-                    spec=spec,
-                    prepared=prepared,
-                    memory_needed=needs.memory if needs else 0,
-                    image_bytes=train.images.nbytes + piece.images.nbytes,
-                    num_queries=len(piece),
-                )
-            )
-        total = sum(len(piece) for _, piece in pieces)
-        with experiment.progress.task(f"{config.name}: scoring {total} queries on all nodes", total) as task:
-            experiment.run_jobs(task, jobs)
-
-    return score_there
 
 
 def of_all_folds(scores: Tensor) -> Tensor:

@@ -58,8 +58,12 @@ class Learner(AttributionMethod):
     def __init__(self, sign: float = -1.0) -> None:
         self.sign = sign
 
+    #: Masks of the models that it was given.
+    given: ClassVar[list[Tensor]] = []
+
     def attribute(self, queries: Queries) -> Tensor:
         models = self.context.retrained_models()
+        self.given.append(models.masks)
         masks = models.masks.double()
         losses = models.losses(queries)
         return -self.sign * (losses - losses.mean(0)).T @ (masks - masks.mean(0))
@@ -311,13 +315,18 @@ def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> 
 
 @pytest.mark.parametrize("protocol", ["standard", "strict"])
 def test_what_learns_from_retrained_models_is_tuned_on_those_it_is_not_given(
-    protocol: ProtocolName, config: Config, runtime: Runtime, tmp_path: Path
+    protocol: ProtocolName, config: Config, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = replace(config.settings.ground_truth, num_subsets=16)
     config = replace(config, settings=replace(config.settings, ground_truth=truth))
     method = MethodConfig("learner", Learner, {"sign": -1.0})
     config = replace(config, methods=[method])
+    monkeypatch.setattr(Learner, "given", [])
     choice, _ = tune(config, method, runtime, tmp_path, protocol, silent_progress)
+    experiment = open_experiment(config, runtime, silent_progress)
+    allowed = {tuple(mask) for mask in experiment.masks[choice.subsets].tolist()}
+    assert len(allowed) == (16 if protocol == "standard" else 8)
+    assert {tuple(mask) for masks in Learner.given for mask in masks.tolist()} == allowed
     by_sign = {trial.options["sign"]: trial.lds for trial in choice.trials}
     assert by_sign[1.0] == pytest.approx(-by_sign[-1.0])
     assert choice.lds == max(by_sign.values())
