@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 from attribench.commands.decoys import add_decoy_options, told
-from attribench.commands.parsing import add_runtime_options, new_parser, parse, print_options, runtime_of, split_dotted
+from attribench.commands.parsing import (
+    add_runtime_options,
+    new_parser,
+    options_of_method,
+    parse,
+    print_options,
+    runtime_of,
+    split_dotted,
+)
 from attribench.commands.writable import writable_folder
 from attribench.data.decoding import Channels
 from attribench.errors import UsageError
@@ -50,19 +56,10 @@ def attribute(arguments: list[str]) -> int:
     from attribench.workflows.own_images import Request
 
     options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
-    if "." in options.method and "" not in sys.path:
-        sys.path.insert(0, "")  # so that a class in the current folder can be named
-    unknown = sorted(set(dotted) - {"method"})
-    if unknown:
-        raise UsageError(
-            f"Unknown option --{unknown[0]}.*: only options of the method, --method.NAME, have a dot here."
-        )
     names = list(dict.fromkeys(name.strip() for name in options.method.split(",") if name.strip()))
-    changed = dotted.get("method", {})
     if not names:
         raise UsageError("--method is empty. See attribench list.")
-    if changed and len(names) > 1:
-        raise UsageError("--method.OPTION needs exactly one --method to belong to.")
+    changed = options_of_method(names, dotted)
     configs = [own_method_config(name, changed) for name in names]
     if "-h" in own or "--help" in own:
         print(parser.format_help().rstrip())

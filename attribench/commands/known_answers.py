@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from attribench.commands.parsing import (
     add_runtime_options,
     method_names,
     new_parser,
+    options_of_method,
     parse,
     print_options,
     runtime_of,
@@ -40,17 +40,8 @@ def known_answers(arguments: list[str]) -> int:
     options = parse(parser, [argument for argument in own if argument not in ("-h", "--help")])
     if options.format not in FORMATS:
         raise UsageError(f"Unknown --format {options.format!r}. Known: {', '.join(FORMATS)}.")
-    unknown = sorted(set(dotted) - {"method"})
-    if unknown:
-        raise UsageError(
-            f"Unknown option --{unknown[0]}.*: only options of the method, --method.NAME, have a dot here."
-        )
     names, broken = method_names(options.method)
-    if any("." in name for name in names) and "" not in sys.path:
-        sys.path.insert(0, "")  # so that a class in the current folder can be named
-    changed = dotted.get("method", {})
-    if changed and len(names) != 1:
-        raise UsageError("--method.OPTION needs exactly one --method to belong to.")
+    changed = options_of_method(names, dotted)
     configs = [method_config(name, DatasetConfig("", "", {}, {}, {}), "", changed) for name in names]
     if "-h" in own or "--help" in own:
         print(parser.format_help().rstrip())

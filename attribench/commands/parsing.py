@@ -142,8 +142,7 @@ def _resolve(options: Any, dotted: dict[str, dict[str, Any]], methods: Sequence[
     from attribench.configuration.files import merge, read_yaml
     from attribench.configuration.resolution import resolve
 
-    if any("." in name for name in (*methods, options.dataset or "")) and "" not in sys.path:
-        sys.path.insert(0, "")  # so that a class in the current folder can be named
+    _look_beside([*methods, options.dataset or ""])
     dataset, preset = options.dataset, options.preset
     if options.config:
         content = read_yaml(Path(options.config))
@@ -179,6 +178,30 @@ def _with_shipped(config: Config) -> Config:
     from attribench.workflows.truths import with_shipped
 
     return with_shipped(config, terminal_progress())
+
+
+def options_of_method(names: Sequence[str], dotted: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was set by hand for the one method of a command that knows no data set; its class may lie in the current folder.
+
+    Raises:
+        UsageError: options of something else, or of one of several methods.
+    """
+    unknown = sorted(set(dotted) - {"method"})
+    if unknown:
+        raise UsageError(
+            f"Unknown option --{unknown[0]}.*: only options of the method, --method.NAME, have a dot here."
+        )
+    changed = dotted.get("method", {})
+    if changed and len(names) != 1:
+        raise UsageError("--method.OPTION needs exactly one --method to belong to.")
+    _look_beside(names)
+    return changed
+
+
+def _look_beside(names: Sequence[str]) -> None:
+    """Let a class in the current folder be named."""
+    if any("." in name for name in names) and "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def method_names(text: str) -> tuple[list[str], dict[str, str]]:
