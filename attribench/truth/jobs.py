@@ -39,7 +39,7 @@ Report = Callable[[float], None]
 
 
 class Job(Protocol):
-    """What an executor runs."""
+    """What an executor runs. Unless they say otherwise, jobs that inherit from it need no others and begin anew."""
 
     @property
     def name(self) -> str:
@@ -52,6 +52,7 @@ class Job(Protocol):
     @property
     def needs(self) -> tuple[str, ...]:
         """The names of jobs that come before it."""
+        return ()
 
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         """What it takes at the peak, on a CPU or on a GPU."""
@@ -65,6 +66,7 @@ class Job(Protocol):
     @property
     def unfinished(self) -> str | None:
         """The file of its working folder that an interrupted one goes on from; None: it starts anew."""
+        return None
 
     def find(self, store: ArtifactStore) -> Artifact | None:
         """The finished artifact, if it is there."""

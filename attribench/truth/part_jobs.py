@@ -8,12 +8,12 @@ from attribench.computing.device import resolve_device
 from attribench.settings import Runtime
 from attribench.store.artifacts import Artifact, ArtifactStore, Spec
 from attribench.store.parts import Part
-from attribench.truth.jobs import Report
+from attribench.truth.jobs import Job, Report
 from attribench.truth.resources import Memory
 
 
 @dataclass(frozen=True)
-class PartJob:
+class PartJob(Job):
     """Does one part."""
 
     part: Part
@@ -25,14 +25,6 @@ class PartJob:
     @property
     def cost(self) -> float:
         return self.part.cost
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def unfinished(self) -> str | None:
-        return None
 
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         return Memory.of(self.part.memory, self.part.memory if cuda else 0, cuda=cuda)

@@ -32,7 +32,7 @@ from attribench.store.files import canonical
 from attribench.store.parts import Distribute
 from attribench.store.shared import SharedStore, Usage, added
 from attribench.truth.experiment import Experiment, TargetModels
-from attribench.truth.jobs import Report, TrainJob, load_images, save_images
+from attribench.truth.jobs import Job, Report, TrainJob, load_images, save_images
 from attribench.truth.resources import Memory
 
 
@@ -113,7 +113,7 @@ def score_piece(
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreJob:
+class ScoreJob(Job):
     """Scores some queries; a process that has prepared the method keeps it for the next ones.
 
     Attributes:
@@ -147,14 +147,6 @@ class ScoreJob:
     @property
     def cost(self) -> float:
         return float(self.num_queries)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def unfinished(self) -> str | None:
-        return None
 
     def memory(self, runtime: Runtime, *, cuda: bool) -> Memory:
         # Images as bytes and as floats.
