@@ -137,13 +137,16 @@ def resolve(
         raise UsageError("--method.OPTION needs exactly one --method to belong to.")
     configs = [method_config(name, base, preset, changed) for name in names]
     data_values = typed(data_class, "data", values.get("data", {}))
+    # What a preset says by itself, and what it leaves as it is.
+    own = {name: vars(cls(**typed(cls, name, base.presets[preset].get(name, {})))) for name, cls in SECTIONS.items()}
+    own["data"] = {**option_defaults(data_class), **base.presets[preset].get("data", {})}
     overrides = {
         f"{section}.{key}": value
         for section in ("data", *SECTIONS)
         for key, value in _typed_only(section, options.get(section, {}), data_values, sections).items()
         # A path or a name says where data is, not what it is; the data set's label and hash do that.
         if not (section == "data" and key in ("root", "name", "download"))
-        and _said(section, key, base.presets[preset].get(section, {}).get(key)) != value
+        and _said(section, key, own[section].get(key)) != value
     }
     return Config(base.name, preset, data_class, data_values, Settings(**sections), configs, overrides)
 

@@ -46,6 +46,12 @@ class Board:
         return self.first.title
 
     @property
+    def num_subsets(self) -> int:
+        """Subsets that the numbers rest on: under the strict protocol those that no options were chosen on."""
+        every = int(self.first.settings["ground_truth"]["num_subsets"])
+        return every - (every // 2 if self.first.protocol == "strict" else 0)
+
+    @property
     def query_sets(self) -> tuple[str, ...]:
         """Those that any record has, in the order tables show them."""
         return query_sets_of(self.records)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from attribench.records.lds import CostRecord, MeasuredLDS
 from attribench.records.sweep import SweepRecord
 from attribench.reporting.formats import MISSING, NOTHING, Column, Table, duration
-from attribench.reporting.tables import preset_notes
+from attribench.reporting.tables import disturbed, preset_notes
 from attribench.settings import QUERY_SETS
 
 #: Options of methods that buy precision with time.
@@ -26,16 +27,20 @@ class Setting:
 
     Attributes:
         method: the row's name.
-        text: the options that were varied, as ``num_timesteps=100``.
+        text: the options that were varied, as ``num_timesteps=100``, and any others that tell settings of the method apart.
+        options: all of them.
         tuned_on: which data the options that were not varied were chosen on; empty for none.
         seconds: a query, with its share of the preparation.
+        others_share: of the machine, which others took meanwhile; None if that is not known.
         results: by query set.
     """
 
     method: str
     text: str
+    options: Mapping[str, Any]
     tuned_on: str
     seconds: float
+    others_share: float | None
     results: dict[str, MeasuredLDS]
 
 
@@ -76,6 +81,21 @@ class Comparison:
         return [method for method in self.settings if self.converged(method) is None]
 
     @property
+    def disturbed_note(self) -> list[str]:
+        """Which times were taken beside other work, in a sentence; nothing if none were, as far as is known."""
+        shares = {
+            f"{method} {setting.text}": setting.others_share
+            for method, settings in self.settings.items()
+            for setting in settings
+        }
+        found = disturbed(shares)
+        return (
+            [f"Times were taken while others used part of the machine's CPUs, and are too long: {found}."]
+            if found
+            else []
+        )
+
+    @property
     def open_note(self) -> str:
         """Which methods have not converged, in a sentence; empty if all have."""
         if not self.open_ended:
@@ -99,9 +119,13 @@ def comparisons(sweeps: Sequence[SweepRecord]) -> list[Comparison]:
         settings: dict[str, list[Setting]] = {}
         for sweep in group:
             for setting in _settings(sweep):
-                if setting.text not in [other.text for other in settings.setdefault(setting.method, [])]:
+                if setting.options not in [other.options for other in settings.setdefault(setting.method, [])]:
                     settings[setting.method].append(setting)
-        ordered = {name: sorted(rows, key=lambda row: row.seconds) for name, rows in sorted(settings.items()) if rows}
+        ordered = {
+            name: sorted(_told_apart(rows), key=lambda row: row.seconds)
+            for name, rows in sorted(settings.items())
+            if rows
+        }
         if ordered:
             found.append(Comparison(group[0], ordered))
     return found
@@ -129,6 +153,7 @@ def compute_table(comparison: Comparison) -> Table:
         f"{TOLERANCE:g} of the method's best: there it has converged. "
         "No row is in bold where that is the most expensive setting tried.",
         *([comparison.open_note] if comparison.open_ended else []),
+        *comparison.disturbed_note,
         *preset_notes(first),
     ]
     return Table(
@@ -141,7 +166,21 @@ def _settings(sweep: SweepRecord) -> Iterator[Setting]:
         if point.cost is not None and any(name in point.results for name in QUERY_SETS):
             shown = [(sweep.vary, point.value), *([(sweep.series_option, point.series)] if sweep.series_option else [])]
             text = ", ".join(f"{name}={_short(value)}" for name, value in sorted(shown))
-            yield Setting(sweep.method, text, sweep.tuned_on, _seconds(point.cost, sweep), point.results)
+            options, seconds = {**sweep.options, **dict(shown)}, _seconds(point.cost, sweep)
+            yield Setting(sweep.method, text, options, sweep.tuned_on, seconds, point.cost.others_share, point.results)
+
+
+def _told_apart(settings: Sequence[Setting]) -> list[Setting]:
+    """With what differs between those of one text added to it: sweeps of several files may differ in what none varied."""
+    found = []
+    for setting in settings:
+        same = [other for other in settings if other.text == setting.text]
+        differ = [
+            name for name, value in setting.options.items() if any(other.options.get(name) != value for other in same)
+        ]
+        added = [f"{name}={_short(setting.options[name])}" for name in sorted(differ)]
+        found.append(replace(setting, text=", ".join([setting.text, *added])))
+    return found
 
 
 def _seconds(cost: CostRecord, sweep: SweepRecord) -> float:
@@ -150,7 +189,8 @@ def _seconds(cost: CostRecord, sweep: SweepRecord) -> float:
 
 
 def _short(value: Any) -> str:
-    """A list of timesteps by their number and range."""
-    if isinstance(value, list) and len(value) > 2:
+    """A list of evenly spaced timesteps by their number and range."""
+    numbers = isinstance(value, list) and len(value) > 2 and all(isinstance(one, int) for one in value)
+    if numbers and len({later - one for one, later in pairwise(value)}) == 1:
         return f"{len(value)} of {value[0]}…{value[-1]}"
     return str(value)

@@ -29,10 +29,8 @@ def finding(board: Board) -> str:
     ceilings = [f"{ceiling.text} ({name})" for name in board.query_sets if (ceiling := board.ceiling(name))]
     if ceilings:
         said.append(f"a perfect method would reach {' and '.join(ceilings)}")
-    truth = board.first.settings["ground_truth"]
-    # Under the strict protocol, options were chosen on the other half of the subsets, the smaller one if they differ.
-    subsets = truth["num_subsets"] - (truth["num_subsets"] // 2 if board.first.protocol == "strict" else 0)
-    retrained = f"{subsets * truth['num_seeds']} retrained models"
+    seeds = board.first.settings["ground_truth"]["num_seeds"]
+    retrained = f"{board.num_subsets * seeds} retrained models"
     found = "; ".join(said) or "no method has a result on every query set"
     return (
         f"{found[0].upper()}{found[1:]}. Judged by {retrained} on random parts of {board.first.num_train} train images."

@@ -106,8 +106,8 @@ def _notes(boards: Sequence[Board], published: list[str]) -> list[str]:
         "Bold: the best of each column and those not distinguishable from it by paired tests.",
     ]
     for board in boards:
-        truth = board.first.settings["ground_truth"]
-        notes.append(f"{board.first.dataset}: {truth['num_subsets']} subsets × {truth['num_seeds']} seed(s).")
+        seeds = board.first.settings["ground_truth"]["num_seeds"]
+        notes.append(f"{board.first.dataset}: {board.num_subsets} subsets × {seeds} seed(s).")
     tuned = [
         f"{record.method} ({board.first.dataset}) on {record.tuned_on}"
         for board in boards

@@ -5,7 +5,7 @@ Records of different settings or presets never share a table, and a missing quer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attribench.records.attributability import AttributabilityRecord
@@ -125,7 +125,7 @@ def notes(board: Board) -> list[str]:
     queries = ", ".join(f"{len(result.per_query)} {name}" for name, result in first.results.items())
     timesteps = len(range(0, 1000, truth["timestep_stride"]))
     said = [
-        f"{train_images(first)}; {truth['num_subsets']} subsets × "
+        f"{train_images(first)}; {board.num_subsets} subsets × "
         f"{truth['num_seeds']} seed(s), trained {first.settings['training']['epochs']} epochs; queries: {queries}; losses at "
         f"{timesteps} timesteps × {truth['num_noise_draws']} noise draws.",
         "LDS × 100: mean over queries, with the 95 % bootstrap interval over queries and subsets. Subsets only: the published "
@@ -158,14 +158,17 @@ def notes(board: Board) -> list[str]:
     ]
     if compiled:
         said.append(f"Compilation, once a machine, is not in the times: {', '.join(compiled)}.")
-    if disturbed := _disturbed(records):
-        said.append(f"Times were taken while others used part of the machine's CPUs, and are too long: {disturbed}.")
+    if found := disturbed({record.method: record.cost.others_share for record in records if record.cost}):
+        said.append(f"Times were taken while others used part of the machine's CPUs, and are too long: {found}.")
     return said
 
 
-def _disturbed(records: Sequence[Record]) -> str:
-    """Rows whose times were taken beside other work, and how much of the machine that took."""
-    shares = {record.method: record.cost.others_share for record in records if record.cost}
+def disturbed(shares: Mapping[str, float | None]) -> str:
+    """Rows whose times were taken beside other work, and how much of the machine that took; empty if none were.
+
+    Args:
+        shares: of the machine that others took, by row; None where that is not known.
+    """
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share and share >= DISTURBED)
 
 

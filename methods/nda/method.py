@@ -102,7 +102,7 @@ class NDA(AttributionMethod):
 
     @classmethod
     def search(cls, evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose patch sizes and α a timestep, the largest timestep, and top-k."""
+        """Choose patch sizes and α a timestep, the timesteps, and top-k."""
         return search_per_timestep(evaluate, options)
 
     def prepare(self, context: AttributionContext) -> None:

@@ -1,4 +1,4 @@
-"""How NDA's options are tuned: per timestep, then the largest timestep (arXiv 2510.14269, section 4.5)."""
+"""How NDA's options are tuned: per timestep, then which timesteps (arXiv 2510.14269, section 4.5)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ TOP_KS = (1, 10, 100)
 
 
 def search_per_timestep(evaluate: Evaluate, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose patch sizes and α of every timestep by that timestep's own LDS, then the largest timestep, then top-k.
+    """Choose patch sizes and α of every timestep by that timestep's own LDS, then the timesteps, then top-k.
 
-    Single scales come first, then mixtures of the best two; the timesteps tried are those of ``options``: :data:`TIMESTEPS`, or
-    the caller's.
+    Single scales come first, then mixtures of the best two. Timesteps are those of ``options``, :data:`TIMESTEPS` or the
+    caller's: all up to one of them, as the paper does; all from one of them on, where the small ones mislead; or one alone.
     """
     chosen = [_best_at(timestep, evaluate) for timestep in sorted(options["timesteps"])]
-    prefixes = [_together(chosen[: count + 1]) for count in range(len(chosen))]
-    best = max(prefixes, key=evaluate)
+    numbers = range(len(chosen))
+    runs = [chosen[: number + 1] for number in numbers] + [chosen[number:] for number in numbers]
+    best = max([_together(run) for run in (*runs, *([one] for one in chosen))], key=evaluate)
     return max(({**best, "top_k": top_k} for top_k in {options["top_k"]: None, **dict.fromkeys(TOP_KS)}), key=evaluate)
 
 

@@ -134,6 +134,12 @@ def test_a_precision_keeps_its_name(precision: str) -> None:
 
 def test_an_option_set_to_the_preset_s_own_value_changes_nothing() -> None:
     assert resolve("digits", "small", [], {"training": {"epochs": "150"}}).overrides == {}
+    # Nor are defaults that the preset leaves as they are.
+    same = {"training": {"weight_decay": "1e-6", "seed": 42}, "generation": {"eta": "0.0"}, "data": {"num_train": 500}}
+    assert resolve("digits", "small", [], same).overrides == {}
+    assert resolve("digits", "small", [], {"training": {"weight_decay": "1e-5"}}).overrides == {
+        "training.weight_decay": 1e-5
+    }
 
 
 def test_a_data_set_s_options_for_a_method_apply_and_say_what_they_were_tuned_on() -> None:

@@ -120,3 +120,40 @@ def test_the_figure_has_a_curve_a_method_and_its_converged_setting_filled() -> N
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["dtrak", "trak"]
     filled = [line for line in axes.lines if line.get_markersize() == 5]
     assert [line.get_xydata().tolist() for line in filled] == [[[1.1, 40.0]], [[1.1, 40.0]]]  # type: ignore[union-attr]
+
+
+def test_lists_of_one_length_and_range_are_settings_of_their_own() -> None:
+    lists = [[50, 100, 300], [50, 200, 300], [50, 100, 150, 200], [50, 100, 200, 200]]
+    points = [
+        (steps, lds, 10.0 + number) for number, (steps, lds) in enumerate(zip(lists, (0.1, 0.4, 0.2, 0.3), strict=True))
+    ]
+    (found,) = comparisons([sweep("nda", points, "timesteps")])
+    assert [setting.text for setting in found.settings["nda"]] == [
+        "timesteps=[50, 100, 300]", "timesteps=[50, 200, 300]", "timesteps=4 of 50…200", "timesteps=[50, 100, 200, 200]",
+    ]  # fmt: skip
+    assert converged(found, "nda") == "timesteps=[50, 200, 300]"
+
+
+def test_settings_of_several_files_that_differ_in_other_options_are_told_apart() -> None:
+    first = sweep("trak", [(10, 0.2, 1.0), (100, 0.3, 2.0)], options={"regularization": 0.1, "num_timesteps": 10})
+    other = sweep("trak", [(10, 0.4, 1.5)], options={"regularization": 3.0, "num_timesteps": 100})
+    again = sweep("trak", [(3, 0.9, 9.0)], "noise_draws", options={"regularization": 3.0, "num_timesteps": 10})
+    same = sweep("trak", [(10, 0.2, 7.0)], options={"regularization": 0.1, "num_timesteps": 50})
+    (found,) = comparisons([first, other, again, same])
+    assert [(setting.text, setting.seconds) for setting in found.settings["trak"]] == [
+        ("num_timesteps=10, regularization=0.1", pytest.approx(0.105)),
+        ("num_timesteps=10, regularization=3.0", pytest.approx(0.1075)),
+        ("num_timesteps=100", pytest.approx(0.11)),
+        ("noise_draws=3", pytest.approx(0.145)),
+    ]
+
+
+def test_times_beside_other_work_are_told() -> None:
+    quiet, loud = sweep("nda", [(1, 0.1, 1.0)]), sweep("trak", [(10, 0.2, 1.0)])
+    assert loud.points[0].cost is not None
+    taken = loud.points[0].cost.model_copy(update={"others_share": 0.9})
+    loud = loud.model_copy(update={"points": [loud.points[0].model_copy(update={"cost": taken})]})
+    (found,) = comparisons([quiet, loud])
+    assert any(note.endswith("and are too long: trak num_timesteps=10 90 %.") for note in compute_table(found).notes)
+    (found,) = comparisons([quiet])
+    assert not any("too long" in note for note in compute_table(found).notes)

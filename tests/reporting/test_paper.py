@@ -84,13 +84,13 @@ def test_our_row_of_100_timesteps_stands_beside_the_published_one() -> None:
 
 
 def test_a_named_configuration_of_100_timesteps_stands_beside_the_published_one() -> None:
-    hundred = {"num_timesteps": 100, "noise_draws": 1}
+    hundred = {"num_timesteps": 100, "noise_draws": 1, "f": "loss"}
 
     def rows(*records: Record) -> dict[str, list[str]]:
         (table,) = paper_tables(boards(records), with_published=True)
         return {row[0]: row[1:] for row in table.rows}
 
-    def record(method: str, **options: int) -> Record:
+    def record(method: str, **options: int | str) -> Record:
         return sample_record(dataset="cifar2", method=method, access="MODEL", options={**hundred, **options})
 
     same = rows(record("trak-converged"), record("dtrak"))
@@ -99,6 +99,8 @@ def test_a_named_configuration_of_100_timesteps_stands_beside_the_published_one(
     other = rows(record("trak-converged", noise_draws=10), record("dtrak"))
     assert other["trak-converged"] == ["49.0 ± 2.0", "39.0 ± 2.0", "—", "—"]
     assert other["TRAK, K = 100"][:2] == ["—", "—"]
+    another = rows(record("trak-converged", f="mean"), record("dtrak"))
+    assert another["TRAK, K = 100"][:2] == ["—", "—"], "the published output is another"
     both = rows(record("trak-converged"), record("trak[num_timesteps=100]"))
     assert both["TRAK, K = 100"][0] == both["trak-converged"][0] == "49.0 ± 2.0"
 

@@ -123,6 +123,7 @@ def test_a_named_configuration_stands_for_a_row_where_it_is_the_same(dataset: st
         assert (ours.cls, ours.options) == (theirs.cls, theirs.options)
         assert method.is_also(name, ours.options)
         assert not method.is_also(name, {**ours.options, "noise_draws": 10})
+        assert not method.is_also(name, {**ours.options, "f": "mean"}) or "f" not in ours.options
         assert not method.is_also(plain, ours.options)
 
 

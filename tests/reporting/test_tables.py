@@ -15,6 +15,7 @@ from attribench.reporting import findings
 from attribench.reporting.boards import boards
 from attribench.reporting.findings import finding
 from attribench.reporting.formats import FORMATS, Column, Table, duration, render
+from attribench.reporting.paper import paper_tables
 from attribench.reporting.tables import band_tables, leaderboard, leaderboards
 
 
@@ -193,6 +194,14 @@ def test_what_is_found_says_what_is_best_of_each_kind() -> None:
     )
     (strict,) = boards([record.model_copy(update={"protocol": "strict"}) for record in board.records])
     assert finding(strict).endswith("Judged by 12 retrained models on random parts of 500 train images.")
+    assert "500 train images of 8×8×1; 24 subsets × 1 seed(s)" in leaderboard(board).notes[0]
+    assert "500 train images of 8×8×1; 12 subsets × 1 seed(s)" in leaderboard(strict).notes[0]
+    assert [note for note in paper_tables([board])[0].notes if " subsets × " in note] == [
+        "digits: 24 subsets × 1 seed(s)."
+    ]
+    assert [note for note in paper_tables([strict])[0].notes if " subsets × " in note] == [
+        "digits: 12 subsets × 1 seed(s)."
+    ]
 
 
 def test_what_is_found_says_what_options_were_chosen_on() -> None:

@@ -313,6 +313,21 @@ def test_nda_searches_each_timestep_on_its_own_then_the_largest_then_top_k() -> 
     }
 
 
+@pytest.mark.parametrize("good", [[300], [200, 300], [100], [100, 200, 300], [200]])
+def test_nda_is_never_tuned_to_less_than_what_it_tried(good: list[int]) -> None:
+    """Small timesteps may mislead: then those from one on are taken, or one alone."""
+    tried: list[tuple[float, dict[str, Any]]] = []
+
+    def evaluate(options: Mapping[str, Any]) -> float:
+        used = [t in good for t in options["timesteps"]]
+        tried.append((sum(used) - 2.0 * (len(used) - sum(used)), dict(options)))
+        return tried[-1][0]
+
+    found = load_method("nda").search(evaluate, {"timesteps": [100, 200, 300], "top_k": 100})
+    assert found["timesteps"] == good
+    assert evaluate(found) == max(lds for lds, _ in tried)
+
+
 @pytest.mark.parametrize("protocol", ["standard", "strict"])
 def test_what_learns_from_retrained_models_is_tuned_on_those_it_is_not_given(
     protocol: ProtocolName, config: Config, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,9 +89,13 @@ def report_page(collection: Collection, out: Path, draughtsman: Draughtsman) -> 
     methods = list(dict.fromkeys(record.method for board in collection.boards for record in board.records))
     sections = []
     for setting in _settings(collection):
-        sections.append(_section(setting, setting.boards[0] if setting.boards else None, methods, parts))
-        for board in setting.boards[1:]:
-            sections.append(_section(_Setting([board]), board, methods, parts))
+        # Sweeps and what was retrained rest on all queries and subsets: they never stand below a strict board.
+        lead = next((board for board in setting.boards if board.first.protocol == "standard"), None)
+        if lead or setting.sweeps or setting.series or setting.counterfactuals or setting.removals:
+            sections.append(_section(setting, lead, methods, parts))
+        for board in setting.boards:
+            if board is not lead:
+                sections.append(_section(_Setting([board]), board, methods, parts))
     sections.sort(key=lambda section: (section["dataset"], -section["weight"], section["setting"]))
     datasets = list(dict.fromkeys(section["dataset"] for section in sections))
     known = known_answers_table(collection.known_answers) if collection.known_answers else None

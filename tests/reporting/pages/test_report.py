@@ -58,6 +58,20 @@ def test_a_query_set_that_no_record_has_is_missing(tmp_path: Path) -> None:
     assert "on generation queries" not in page
 
 
+def test_what_rests_on_all_queries_does_not_stand_below_a_strict_board(results: Path, tmp_path: Path) -> None:
+    """Though the strict record is the first in the folder."""
+    alone = tmp_path / "strict"
+    for folder, records in ((results, ["aaa"]), (alone, ["aaa"])):
+        for method in records:
+            save_record(sample_record(method=method, protocol="strict"), folder)
+    page = report(results, results / "report.html")
+    titles = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page, re.DOTALL)
+    strict = next(number for number, title in enumerate(titles) if "strict protocol" in title)
+    sweeps = next(number for number, title in enumerate(titles) if "How options move" in title)
+    assert sweeps < strict
+    assert report(alone, tmp_path / "alone.html").count("strict protocol") >= 1
+
+
 def test_links_lead_to_records_wherever_the_page_is(results: Path, tmp_path: Path) -> None:
     page = report(results, tmp_path / "elsewhere" / "page.html")
     assert 'href="../results/records/digits/small/nda.json"' in page
