@@ -215,7 +215,11 @@ def test_every_method_looks_at_the_lora_alone(name: str, tmp_path: Path, monkeyp
         if hasattr(module, "merge") and not key.endswith("conv1"):
             module.merge()
             module.requires_grad_(False)
-    torch.testing.assert_close(scores(merged, "", "merged"), some, rtol=1e-2, atol=1e-4 * float(some.abs().max()))
+    # Changes of a loss are differences of two numbers near 1, in float32.
+    rounding = 1e-6 if name in ("fine-tune", "unlearning") else 0.0
+    torch.testing.assert_close(
+        scores(merged, "", "merged"), some, rtol=1e-2, atol=1e-4 * float(some.abs().max()) + rounding
+    )
 
 
 def test_the_whole_way_with_a_file(tmp_path: Path) -> None:

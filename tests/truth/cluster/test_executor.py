@@ -37,7 +37,7 @@ SMOKE = ["--dataset", "digits", "--preset", "smoke", "--accelerator", "cpu", "--
 def raylets() -> Iterator[Any]:
     # The workers import tests/ray_jobs.py by its name.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         with cluster() as found:
             yield found
 
