@@ -14,6 +14,9 @@ for method in nda nda-plus; do
 done
 run --method nda --tuned --method.flips true
 run --method nda --tuned --method.flips true --method.noise_draws 10
+for method in nda-plus score-machine; do  # whose YAML has flips
+  run --method $method --tuned --method.flips false
+done
 run --method pixel-cosine,pixel-dot,random,datamodel,empirical-influence
 
 # Model methods, as published and with 100 timesteps; D-TRAK's f was chosen at 10.
@@ -24,10 +27,11 @@ done
 run --method relative-influence,renormalized-influence,gradient-dot,gradient-cosine,tracincp,gas,logra
 f=$(python3 -c "import json; print(json.load(open('results/tuned/cifar2-jpeg/small/dtrak.standard.json'))['options']['f'])")
 on tune --method dtrak-converged --method.f "$f" --method.num_timesteps 100
-for method in trak das; do
+for method in trak das relative-influence renormalized-influence; do
   on tune --method $method-converged --method.num_timesteps 100
 done
-run --method dtrak-converged,trak-converged,das-converged --tuned
+run --method dtrak-converged,trak-converged,das-converged,relative-influence-converged,renormalized-influence-converged --tuned
+run --method gradient-dot-converged,gradient-cosine-converged
 on tune --method ekfac --method.num_timesteps 10
 run --method ekfac --tuned
 run --method datainf
