@@ -6,22 +6,39 @@ import torch
 from torch import Tensor
 
 from attribench.computing.seeding import derive_seed
+from attribench.data.copies import Copies
 from attribench.data.image_sets import ImageSet
 
 #: A random tenth of the train images is set apart, but never fewer than so many: of fewer, tails are not known, and nothing
 #: could ever stand out.
 FEWEST_SET_APART = 50
 
-#: So many train images there must be to set some apart.
+#: So many different train images there must be to set some apart.
 FEWEST_TRAIN = 4 * FEWEST_SET_APART
 
 
-def set_apart(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """A random tenth, or :data:`FEWEST_SET_APART`, and the rest: ``(rest, apart)``, either in the order of the whole."""
+def set_apart(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet, int]:
+    """A random tenth of the different images, or :data:`FEWEST_SET_APART`, and the rest.
+
+    Images that are equal, pixel by pixel, are set apart together, or stay together: a decoy that is in the train set as well
+    would hide what was made of it. One of them is a decoy, for copies are one draw.
+
+    Returns:
+        The rest, the decoys, either in the order of the whole, and how many copies of decoys are in neither.
+    """
+    copies = Copies.of(images.images)
     generator = torch.Generator().manual_seed(derive_seed(seed, "decoys", "set apart"))
-    order = torch.randperm(len(images), generator=generator).tolist()
-    number = max(len(images) // 10, FEWEST_SET_APART)
-    return images.select(sorted(order[number:])), images.select(sorted(order[:number]))
+    order = torch.randperm(len(copies.first), generator=generator)
+    drawn = order[: max(-(-len(order) // 10), FEWEST_SET_APART)]
+    apart = torch.isin(copies.which, drawn)
+    decoys = copies.first[drawn].sort().values
+    rest = (~apart).nonzero().flatten()
+    return images.select(rest.tolist()), images.select(decoys.tolist()), int(apart.sum()) - len(decoys)
+
+
+def num_different(images: ImageSet) -> int:
+    """How many images are left if equal ones count once."""
+    return len(Copies.of(images.images).first)
 
 
 def without_copies(decoys: ImageSet, train: ImageSet) -> ImageSet:

@@ -31,14 +31,20 @@ def from_csv(path: Path, ids: Sequence[str]) -> list[str]:
     """The contributor of each train image from a CSV file with two columns, ``train`` and ``contributor``.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or does not name a train image.
+        DataError: the file cannot be read, lacks a column, names two contributors of one train image, or none.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not {"train", "contributor"} <= set(reader.fieldnames or ()):
                 raise DataError(f"{path} must have the columns train and contributor.")
-            known = {row["train"]: row["contributor"] for row in reader}
+            known: dict[str, str] = {}
+            for row in reader:
+                name, contributor = row["train"], row["contributor"]
+                if known.setdefault(name, contributor) != contributor:
+                    raise DataError(
+                        f"{path} names two contributors of {name}: {known[name]} and {contributor} (line {reader.line_num})."
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}.") from error
     missing = [name for name in ids if not known.get(name)]
@@ -50,9 +56,10 @@ def from_csv(path: Path, ids: Sequence[str]) -> list[str]:
 def near_duplicates(images: Tensor, agreement: float = 0.98) -> list[list[int]]:
     """Clusters of images that are nearly equal: the numbers of those in clusters of two or more.
 
-    Images are averaged to 8×8 pixels and compared by Pearson's correlation over them, all channels together; two that reach
-    ``agreement`` are in one cluster, and so is what is linked through others. A change of brightness or contrast does not
-    matter, a mirror image does. Images of one colour throughout are equal if their colours are.
+    Images are averaged to 8×8 pixels and compared by Pearson's correlation over them, each channel by its own mean: what
+    tint they share makes pictures no duplicates. Two that reach ``agreement`` are in one cluster, and so is what is linked
+    through others. A change of brightness or contrast does not matter, a mirror image does. Images of one colour
+    throughout are equal if their colours are.
 
     Args:
         images: uint8 ``(num_images, C, H, W)``.
@@ -63,8 +70,8 @@ def near_duplicates(images: Tensor, agreement: float = 0.98) -> list[list[int]]:
     """
     if len(images) < 2:
         return []
-    small = torch.nn.functional.adaptive_avg_pool2d(images.float(), _SMALL).flatten(1)
-    centred = small - small.mean(dim=1, keepdim=True)
+    small = torch.nn.functional.adaptive_avg_pool2d(images.float(), _SMALL)
+    centred = (small - small.mean(dim=(2, 3), keepdim=True)).flatten(1)
     length = centred.norm(dim=1, keepdim=True)
     plain = (length <= 1e-3).flatten()
     unit = centred / torch.where(length > 1e-3, length, 1.0)

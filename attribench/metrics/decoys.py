@@ -22,8 +22,14 @@ from attribench.errors import DataError, UsageError
 #: The fewest decoys that anything is said from.
 FEWEST_DECOYS = 20
 
-#: A tail is the highest tenth of the decoys; of fewer than 600 it is 60, or two fifths of them, but never fewer than 20.
-_SHARE, _USUAL, _LARGEST_SHARE, _FEWEST_IN_TAIL = 0.1, 60, 0.4, 20
+#: A tail is the highest tenth of the decoys; of fewer than 600 it is 60, or two fifths of them; of fewer than 50 there is none.
+_SHARE, _USUAL, _LARGEST_SHARE, _FEWEST_FOR_TAIL = 0.1, 60, 0.4, 50
+
+#: So large a share of a tail must be different scores: of few that come again and again no continuous tail can be told.
+_DIFFERENT = 0.9
+
+#: Drawing goes on, until a p-value of 1/(200 · number of groups) can be seen, for groups that fewer than 10 draws reach.
+_REACHED, _DRAWS_A_GROUP = 10, 200
 
 #: The prior of the tail's shape, a normal distribution cut off where the grid ends.
 _SHAPE_MEAN, _SHAPE_DEVIATION = 0.3, 0.5
@@ -52,7 +58,8 @@ def decoy_p_values(scores: Tensor, decoys: Tensor) -> Tensor:
 
     the mean being over what the k excesses leave open of σ and ξ, by Bayes' rule on a grid with an even prior of log σ and a
     normal one of ξ, mean 0.3 and deviation 0.5, between −½ and 2½. Averaging in place of a best fit makes p-values larger, the
-    more so the fewer decoys there are and the further off x is. With fewer than 50 decoys there is no tail, and p ≥ 1/(D + 1).
+    more so the fewer decoys there are and the further off x is. With fewer than 50 decoys there is no tail, and p ≥ 1/(D + 1);
+    nor where more than a tenth of the tail's scores are equal to another or to u: such scores are steps, and do not go on.
 
     Assumptions: the train images that have nothing to do with a query are exchangeable with the decoys; the far tail goes on as
     the tail does, and is not much heavier than x⁻². In simulations of scores with tails up to x⁻³ and of log-normal ones, 50 to
@@ -84,13 +91,13 @@ def _p_values(scores: Floats, decoys: Floats) -> Floats:
     count = len(ordered)
     at_least = count - np.searchsorted(ordered, scores, "left")
     found: Floats = np.asarray((1.0 + at_least) / (count + 1.0), np.float64)
-    number = math.ceil(max(_SHARE * count, min(_USUAL, _LARGEST_SHARE * count)))
-    if number < _FEWEST_IN_TAIL:
+    if count < _FEWEST_FOR_TAIL:
         return found
+    number = math.ceil(max(_SHARE * count, min(_USUAL, _LARGEST_SHARE * count)))
     threshold = ordered[-number - 1]
     excesses = ordered[-number:] - threshold
     beyond = scores > threshold
-    if excesses.mean() > 0 and beyond.any():
+    if len(np.unique(excesses[excesses > 0])) >= _DIFFERENT * number and beyond.any():
         tail = _Tail.of(excesses)
         found[beyond] = (number + 1.0) / (count + 1.0) * tail.survival(scores[beyond] - threshold)
     return found
@@ -167,14 +174,19 @@ def sum_p_values(
     A permutation test: of a group's m images and the D decoys, m are drawn without replacement, many times;
     p = (1 + #{draws whose sum is at least the group's}) / (1 + number of draws). It is exact where the group's images are
     exchangeable with the decoys, for whatever scores; images that are like each other are not: give such a one once.
-    It sees what many images of a group contribute together; a single image
-    that stands out is often drawn again, and hardly seen in a sum.
+    It sees what many images of a group contribute together; a single image that stands out is often drawn again, and hardly
+    seen in a sum.
+
+    Of many groups, one can stand out only with a p-value below 0.05 by their number: where fewer than 10 draws reach a group,
+    drawing goes on up to 200 draws a group (Besag and Clifford, Biometrika 78, 1991). A group of **one** image is compared
+    with the decoys as any image is, by :func:`decoy_p_values`: of D + 1 possible draws none is rarer than 1/(D + 1). Likewise
+    p does not fall below about 2/(D + 1)² for groups of two.
 
     Args:
         scores: of train images, ``(num_queries, num_train)``.
         decoys: of decoys, ``(num_queries, num_decoys)``.
         groups: the train images of each group, by number.
-        num_draws: how many; the smallest p-value is 1/(1 + that).
+        num_draws: how many at first.
         seed: the same seed gives the same draws.
 
     Raises:
@@ -190,23 +202,38 @@ def sum_p_values(
     by_size: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
         by_size.setdefault(len(group), []).append(number)
+    most = max(num_draws, _DRAWS_A_GROUP * len(groups))
     for size, numbers in by_size.items():  # groups of one size share the draws
+        if size == 1:
+            p_values[:, numbers] = decoy_p_values(totals[:, numbers], others)
+            continue
+        generator = torch.Generator().manual_seed(derive_seed(seed, "decoys", "sums", size))
         pools = [torch.cat([values[:, groups[number]], others], dim=1) for number in numbers]
-        above = torch.zeros(len(numbers), len(values), dtype=torch.int64)
-        for drawn in _draws(size, others.shape[1], num_draws, seed):
-            for place, pool in enumerate(pools):
-                # Rounding must not decide between sums of the same images: those count as equal.
-                sums, own = pool @ drawn.T, pool[:, :size].sum(dim=1, keepdim=True)
-                slack = 1e-12 * pool.abs().amax(dim=1, keepdim=True) * size
-                above[place] += (sums >= own - slack).sum(dim=1)
-        p_values[:, numbers] = ((1 + above).double() / (1 + num_draws)).T
+        reached = _reached(pools, size, num_draws, generator)
+        found = (1 + reached).double() / (1 + num_draws)
+        rare = reached < _REACHED
+        again = rare.any(dim=1).nonzero().flatten().tolist()
+        if again and most > num_draws:
+            further = reached[again] + _reached([pools[place] for place in again], size, most - num_draws, generator)
+            found[again] = torch.where(rare[again], (1 + further).double() / (1 + most), found[again])
+        p_values[:, numbers] = found.T
     return Sums(totals, p_values)
 
 
-def _draws(size: int, num_decoys: int, num_draws: int, seed: int) -> Iterator[Tensor]:
-    """Which of ``size`` images and the decoys are drawn: float64 0/1 ``(some draws, size + num_decoys)``, in blocks."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "decoys", "sums", size))
-    total = size + num_decoys
+def _reached(pools: list[Tensor], size: int, num_draws: int, generator: torch.Generator) -> Tensor:
+    """How many draws have a sum at least as large as that of the first ``size`` scores: ``(num_pools, num_queries)``."""
+    found = torch.zeros(len(pools), len(pools[0]), dtype=torch.int64)
+    for drawn in _draws(size, pools[0].shape[1], num_draws, generator):
+        for place, pool in enumerate(pools):
+            # Rounding must not decide between sums of the same images: those count as equal.
+            sums, own = pool @ drawn.T, pool[:, :size].sum(dim=1, keepdim=True)
+            slack = 1e-12 * pool.abs().amax(dim=1, keepdim=True) * size
+            found[place] += (sums >= own - slack).sum(dim=1)
+    return found
+
+
+def _draws(size: int, total: int, num_draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Which ``size`` of ``total`` scores are drawn: float64 0/1 ``(some draws, total)``, in blocks."""
     step = max(1, _BLOCK // total)
     for begin in range(0, num_draws, step):
         keys = torch.rand(min(step, num_draws - begin), total, generator=generator)

@@ -99,7 +99,7 @@ def load_removals(results: Path, datasets: Iterable[str] | None = None) -> list[
 def removal_groups(records: Iterable[RemovalRecord]) -> list[list[RemovalRecord]]:
     """Records that may be compared: same data, setting, question, queries and sizes, with their control; it comes first.
 
-    Records whose control is not there are left out: nothing can be said of them.
+    Records whose control is not there are left out, and a control that stands alone: nothing can be said of them.
     """
     found: dict[tuple[str, ...], list[RemovalRecord]] = {}
     for record in records:
@@ -107,4 +107,4 @@ def removal_groups(records: Iterable[RemovalRecord]) -> list[list[RemovalRecord]
         found.setdefault(key, []).append(record)
     order = {"control": 0, "known": 1, "method": 2, "random": 3}
     sorted_groups = [sorted(group, key=lambda record: order[record.kind]) for group in found.values()]
-    return [group for group in sorted_groups if group[0].kind == "control"]
+    return [group for group in sorted_groups if group[0].kind == "control" and len(group) > 1]

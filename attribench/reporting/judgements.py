@@ -60,6 +60,9 @@ def _tables(judgement: Judgement, row: int) -> list[dict[str, Any]]:
 
 def _table(judgement: Judgement, groups: Groups, row: int) -> dict[str, Any]:
     """The groups with the lowest p-values; of equal ones those with the largest totals."""
+    found = [judgement.stands_out(query) for query in range(len(judgement.p_values))]
+    if row < len(found):
+        found = [found[row]]
     p_values, totals = groups.p_values[row].tolist(), groups.totals[row].tolist()
     order = sorted(range(len(groups.names)), key=lambda number: (p_values[number], -totals[number]))
     return {
@@ -72,6 +75,7 @@ def _table(judgement: Judgement, groups: Groups, row: int) -> dict[str, Any]:
                 "total": f"{totals[number]:.4g}",
                 "share": _percent(float(groups.shares[row, number])),
                 "p_value": f"{p_values[number]:.2g}",
+                "stand_out": sum(len(set(one) & set(groups.members[number])) for one in found),
                 "stands_out": bool(groups.adjusted[row, number] <= judgement.rate),
             }
             for number in order[:_MOST_GROUPS]

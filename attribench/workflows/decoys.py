@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet
 from attribench.data.decoding import Channels
-from attribench.data.decoys import FEWEST_TRAIN, set_apart, without_copies
+from attribench.data.decoys import FEWEST_TRAIN, num_different, set_apart, without_copies
+from attribench.data.files import some
 from attribench.data.folders import Folder
 from attribench.data.groups import MOST_COMPARED, by_subfolder, from_csv, near_duplicates
 from attribench.errors import UsageError
@@ -54,12 +55,14 @@ class Pool:
         decoys: the decoys, of the same shape; None where there are none.
         how: what they are, in words.
         request: what was asked for; None where nothing was.
+        contributors: of each train image, by name; empty where it was not asked for.
     """
 
     train: ImageSet
     decoys: ImageSet | None = None
     how: str = ""
     request: DecoyRequest | None = None
+    contributors: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -80,22 +83,30 @@ class Pool:
 
         Raises:
             UsageError: there are too few decoys.
-            DataError: the folder cannot be read.
+            DataError: the folder cannot be read, or the contributors cannot.
         """
         if request is None:
             return cls(train)
+        owners = dict(zip(train.ids, _contributors(request.contributors, train.ids), strict=False))
         if request.source == AUTO:
-            if len(train) < FEWEST_TRAIN:
+            different = num_different(train)
+            if different < FEWEST_TRAIN:
                 raise UsageError(
-                    f"--decoys auto sets train images apart, and {len(train)} are too few for that: {FEWEST_TRAIN} at least "
-                    "are needed. --decoys DIR names a folder of images that cannot have been trained on."
+                    f"--decoys auto sets train images apart, and {different} different ones are too few for that: "
+                    f"{FEWEST_TRAIN} at least are needed. --decoys DIR names a folder of images that cannot have been trained "
+                    "on."
                 )
             total = len(train)
-            train, decoys = set_apart(train, _SEED)
+            train, decoys, num_copies = set_apart(train, _SEED)
             apart = (
                 ", which the model knows as it knows the others" if trained else " and set apart before anything else"
             )
             how = f"{len(decoys)} of the {total} train images, drawn at random{apart}: not ranked"
+            if num_copies:
+                how += f", nor are {num_copies} copies of theirs"
+            gone = sorted(set(owners.values()) - {owners[name] for name in train.ids if owners})
+            if gone:
+                how += f"; of contributors all of whose images are among them nothing is said: {some(gone)}"
         else:
             channels: Channels = "grey" if train.image_shape[0] == 1 else "RGB"
             found = read(Path(request.source), channels).images
@@ -115,7 +126,7 @@ class Pool:
                 f"Near duplicates are not looked for: {len(train)} train images are more than {MOST_COMPARED}. A contributor's "
                 "copies of one image count as so many images."
             )
-        return cls(train, decoys, how, request)
+        return cls(train, decoys, how, request, [owners[name] for name in train.ids if owners])
 
     @property
     def everything(self) -> ImageSet:
@@ -143,8 +154,13 @@ class Pool:
             return None
         own, others = scores[:, : len(self.train)].double(), scores[:, len(self.train) :].double()
         p_values = decoy_p_values(own, others)
-        contributors, clusters = self._contributors(), self._clusters()
-        groups = [_contributions(contributors, list(clusters.values()), own, others)] if contributors else []
+        contributors: dict[str, list[int]] = {}
+        for number, name in enumerate(self.contributors):
+            contributors.setdefault(name, []).append(number)
+        clusters = self._clusters()
+        groups = []
+        if contributors:
+            groups.append(_contributions(dict(sorted(contributors.items())), list(clusters.values()), own, others))
         groups += [_of_clusters(clusters, own, others)] if clusters else []
         return Judgement(
             decoys=self.how,
@@ -155,26 +171,17 @@ class Pool:
             groups=groups,
         )
 
-    def _contributors(self) -> dict[str, list[int]]:
-        assert self.request is not None
-        if not self.request.contributors:
-            return {}
-        ids = self.train.ids
-        names = (
-            by_subfolder(ids)
-            if self.request.contributors == SUBFOLDER
-            else from_csv(Path(self.request.contributors), ids)
-        )
-        found: dict[str, list[int]] = {}
-        for number, name in enumerate(names):
-            found.setdefault(name, []).append(number)
-        return dict(sorted(found.items()))
-
     def _clusters(self) -> dict[str, list[int]]:
         """Near duplicates, by the first of them; none are looked for where :meth:`of` said so."""
         if len(self.train) > MOST_COMPARED:
             return {}
         return {self.train.ids[members[0]]: members for members in near_duplicates(self.train.images)}
+
+
+def _contributors(source: str, ids: Sequence[str]) -> Sequence[str]:
+    if not source:
+        return ()
+    return by_subfolder(ids) if source == SUBFOLDER else from_csv(Path(source), ids)
 
 
 def _with_all(values: Tensor) -> Tensor:
@@ -186,7 +193,7 @@ def _contributions(members: dict[str, list[int]], clusters: list[list[int]], sco
     """The test on sums, of each query and of all together.
 
     Near duplicates score alike, and as many independent decoys do not: a contributor's duplicates of each other enter the test
-    once, with their mean. They enter the total that is shown with their sum.
+    once, as :func:`_as_one` says. They enter the total that is shown with their sum.
     """
     everything, columns = _with_all(scores), list[Tensor]()
     distinct: list[list[int]] = []
@@ -195,20 +202,26 @@ def _contributions(members: dict[str, list[int]], clusters: list[list[int]], sco
         within = [cluster for cluster in within if len(cluster) > 1]
         alone = sorted(set(group).difference(*within))
         first = len(columns)
-        columns += [everything[:, cluster].mean(dim=1) for cluster in [*within, *([number] for number in alone)]]
+        columns += [_as_one(everything[:, cluster]) for cluster in [*within, *([number] for number in alone)]]
         distinct.append(list(range(first, len(columns))))
     p_values = sum_p_values(torch.stack(columns, dim=1), _with_all(decoys), distinct, seed=_SEED).p_values
     return _groups("contributor", members, scores, p_values)
 
 
 def _of_clusters(members: dict[str, list[int]], scores: Tensor, decoys: Tensor) -> Groups:
-    """The test on near duplicates, of each query and of all together: the mean of a cluster as if it were one image.
+    """The test on near duplicates, of each query and of all together: a cluster as if it were one image."""
+    everything = _with_all(scores)
+    single = torch.stack([_as_one(everything[:, cluster]) for cluster in members.values()], dim=1)
+    return _groups("cluster", members, scores, decoy_p_values(single, _with_all(decoys)))
 
-    Copies of one image score as that image does, however many they are; the mean of images that are less alike varies less
-    than one image, which makes p-values larger.
+
+def _as_one(scores: Tensor) -> Tensor:
+    """One score for near duplicates, ``(num_queries, num_images)``: the median, of two in the middle the lower one.
+
+    Copies of one image score as that image does, however many they are. Where the images are less alike, more than half of
+    them must score so high, which is rarer than that one does; their mean would be high as soon as a single one is very high.
     """
-    means = torch.stack([scores[:, cluster].mean(dim=1) for cluster in members.values()], dim=1)
-    return _groups("cluster", members, scores, decoy_p_values(_with_all(means), _with_all(decoys)))
+    return scores.median(dim=1).values
 
 
 def _groups(kind: str, members: dict[str, list[int]], scores: Tensor, p_values: Tensor) -> Groups:

@@ -115,7 +115,7 @@ def judge(case: Case, scores: Tensor) -> CaseResult:
     if case.right is not None:
         per_query = auc_per_query(scores, case.right)
         auc, interval = per_query.mean().item(), mean_interval(per_query)
-        rank = first_rank(scores, case.right).median().item()
+        rank = first_rank(scores, case.right).quantile(0.5).item()  # median() is the lower of two in the middle
     else:
         assert case.answerable is not None
         best = scores.double().amax(dim=1)

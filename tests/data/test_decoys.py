@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attribench.data import ImageSet
-from attribench.data.decoys import set_apart, without_copies
+from attribench.data.decoys import num_different, set_apart, without_copies
 
 
 def images(count: int, side: int = 10) -> ImageSet:
@@ -16,8 +16,8 @@ def images(count: int, side: int = 10) -> ImageSet:
 
 def test_a_tenth_is_set_apart_at_random_and_the_rest_is_the_rest() -> None:
     whole = images(600)
-    rest, tenth = set_apart(whole, 1)
-    assert len(tenth) == 60
+    rest, tenth, copies = set_apart(whole, 1)
+    assert (len(tenth), copies) == (60, 0)
     assert set(rest.ids).isdisjoint(tenth.ids)
     assert set(rest.ids) | set(tenth.ids) == set(whole.ids)
     assert tenth.ids != whole.ids[:60]
@@ -30,7 +30,22 @@ def test_a_tenth_is_set_apart_at_random_and_the_rest_is_the_rest() -> None:
 
 
 def test_no_fewer_are_set_apart_than_tails_need() -> None:
-    assert [len(part) for part in set_apart(images(220), 0)] == [170, 50]
+    assert [len(part) for part in set_apart(images(220), 0)[:2]] == [170, 50]
+
+
+def test_copies_are_set_apart_together_and_one_of_them_is_a_decoy() -> None:
+    """Every second image is there three times."""
+    once = images(300)
+    twice = once.images[::2]
+    whole = ImageSet(torch.cat([once.images, twice, twice]), tuple(map(str, range(600))))
+    assert num_different(whole) == 300
+    rest, decoys, copies = set_apart(whole, 5)
+    assert len(decoys) == 50
+    assert len(rest) + len(decoys) + copies == 600
+    assert 30 < copies < 70  # two more of about half of them
+    contents = [{image.numpy().tobytes() for image in part.images} for part in (rest, decoys)]
+    assert contents[0].isdisjoint(contents[1])
+    assert len(contents[1]) == 50
 
 
 def test_a_train_image_is_no_decoy() -> None:

@@ -29,6 +29,11 @@ def test_contributors_by_folder_and_by_file(tmp_path: Path) -> None:
     path.write_text("train,contributor\nanna/1.png,Anna\n3.png,\n")
     with pytest.raises(DataError, match=r"no contributor of 3 train images: anna/holiday/2\.png"):
         from_csv(path, ids)
+    path.write_text("train,contributor\nanna/1.png,Anna\n3.png,?\nanna/1.png,Ben\n")
+    with pytest.raises(DataError, match=r"two contributors of anna/1\.png: Anna and Ben \(line 4\)"):
+        from_csv(path, ids[:1])
+    path.write_text("train,contributor\nanna/1.png,Anna\nanna/1.png,Anna\n")
+    assert from_csv(path, ids[:1]) == ["Anna"]
     path.write_text("image,who\n")
     with pytest.raises(DataError, match="columns train and contributor"):
         from_csv(path, ids)
@@ -50,6 +55,15 @@ def test_near_duplicates_are_copies_with_noise_and_other_brightness_and_chains_o
 def test_images_of_one_colour_are_equal_if_their_colours_are() -> None:
     plain = torch.stack([torch.full((1, 9, 9), value, dtype=torch.uint8) for value in (0, 7, 0, 255, 7, 9)])
     assert near_duplicates(plain) == [[0, 2], [1, 4]]
+
+
+def test_a_tint_in_common_makes_no_duplicates() -> None:
+    """Unrelated pictures, all much more red than blue; and of one colour but for a little."""
+    tint = torch.tensor([0.0, 80.0, 160.0])[:, None, None]
+    noise = torch.randint(0, 60, (20, 3, 8, 8), generator=torch.Generator().manual_seed(3))
+    images = torch.cat([0.3 * smooth(12, side=8) + tint, noise + tint]).to(torch.uint8)
+    assert near_duplicates(images) == []
+    assert near_duplicates(torch.cat([images, images[4:5]])) == [[4, 32]]
 
 
 def test_no_and_one_image() -> None:

@@ -22,6 +22,12 @@ WORLDS: dict[str, Draw] = {
     "exponential": lambda generator, shape: generator.exponential(size=shape),
     "log-normal": lambda generator, shape: np.exp(generator.normal(size=shape)),
     "Pareto, index 3": lambda generator, shape: generator.pareto(3, shape),
+    "Poisson, mean 0.1": lambda generator, shape: generator.poisson(0.1, shape).astype(float),
+    "Poisson, mean 5": lambda generator, shape: generator.poisson(5, shape).astype(float),
+    "geometric": lambda generator, shape: generator.geometric(0.1, shape).astype(float),
+    "mostly nought": lambda generator, shape: (
+        np.exp(generator.normal(size=shape)) * (generator.uniform(size=shape) < 0.1)
+    ),
     "two clumps": lambda generator, shape: generator.normal(size=shape) + 3 * (generator.uniform(size=shape) < 0.1),
 }
 
@@ -83,6 +89,15 @@ def test_what_was_planted_is_found_and_little_else() -> None:
     assert false.mean() <= 0.06
 
 
+def test_there_is_a_tail_from_fifty_decoys_on_if_their_scores_differ() -> None:
+    _, decoys = drawn("exponential", 9, 1, 0, 50)
+    far = torch.full((1, 1), 1000.0).double()
+    assert decoy_p_values(far, decoys).item() < 1 / 51
+    assert decoy_p_values(far, decoys[:, :49]).item() == pytest.approx(1 / 50)
+    steps = (5 * decoys).round() / 5
+    assert decoy_p_values(far, steps).item() == pytest.approx(1 / 51)
+
+
 def test_the_scale_of_the_scores_does_not_matter() -> None:
     scores, decoys = drawn("log-normal", 5, 4, 60, 80)
     first, second = (decoy_p_values(a, b) for a, b in ((scores, decoys), (1e-6 * scores - 3, 1e-6 * decoys - 3)))
@@ -135,6 +150,35 @@ def test_many_small_contributions_are_seen_in_sum_alone() -> None:
     assert (found.p_values[:, 1] <= 0.05).double().mean() < 0.2
     single = adjusted(decoy_p_values(scores, decoys)) <= 0.05
     assert single[:, :40].double().mean() < 0.1
+
+
+def test_a_group_of_one_image_is_compared_as_that_image_is() -> None:
+    scores, decoys = drawn("normal", 10, 3, 5, 100)
+    scores[0, 2] = 12.0
+    found = sum_p_values(scores, decoys, [[2], [0, 1]]).p_values[:, 0]
+    assert torch.equal(found, decoy_p_values(scores[:, 2:3], decoys)[:, 0])
+    assert found[0] < 1e-3
+
+
+def test_of_a_thousand_groups_one_can_stand_out() -> None:
+    scores, decoys = drawn("normal", 11, 1, 3000, 100)
+    scores[:, :3] += 4.0
+    groups = [[3 * n, 3 * n + 1, 3 * n + 2] for n in range(1000)]
+    found = adjusted(sum_p_values(scores, decoys, groups).p_values)[0]
+    assert found[0] <= 0.05
+    assert (found[1:] > 0.05).all()
+
+
+def test_drawing_on_leaves_what_is_frequent_as_it_was_and_makes_what_is_rare_finer() -> None:
+    """Two images above all twenty decoys: of 231 pairs only themselves reach them."""
+    decoys = torch.arange(20).double()[None]
+    scores = torch.tensor([[30.0, 30.0, 9.0, 11.0]]).double()
+    groups = [[0, 1], [2, 3]] + [[2, 3]] * 98
+    short, long = (sum_p_values(scores, decoys, part, num_draws=199).p_values[0] for part in (groups[:1], groups))
+    assert short[0].item() >= 1 / 201
+    assert long[0].item() == pytest.approx(1 / 231, rel=0.2)  # 20,000 draws
+    assert 0.4 < long[1].item() < 0.6
+    assert round(long[1].item() * 200) == pytest.approx(long[1].item() * 200)  # of the first 199 alone
 
 
 def test_wrong_calls() -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sample_results import common, write_results
 from scipy import stats
 
 from attribench.cli import main
+from attribench.metrics.removals import OverGroups
+from attribench.metrics.resampling import Interval
 from attribench.records.files import save_file
 from attribench.records.removals import CONTROL, KNOWN, RANDOM, Distances, RemovalRecord
 from attribench.reporting.collection import Collection
-from attribench.reporting.removal_tables import effects, removal_tables
+from attribench.reporting.removal_tables import Effect, _better, effects, removal_tables
 
 SIZES, GROUPS, SEEDS = [10, 20, 40], 4, 2
 KINDS: dict[str, Any] = {CONTROL: "control", RANDOM: "random", KNOWN: "known"}
@@ -78,6 +81,21 @@ def test_the_table_has_what_is_better_than_random_in_bold(records: list[RemovalR
     assert any("Not measured: 1 − CLIP cosine (no weights)" in note for note in table.notes)
     assert any("10 / 20 / 40 train images" in note for note in table.notes)
     assert removal_tables(records[:3]) == []  # without a control nothing can be said
+    assert removal_tables(records[3:]) == []  # nor of a control alone
+
+
+def test_what_is_right_is_tested_by_itself() -> None:
+    """It is no method: that it fails makes a method's test no harder."""
+    curve = torch.zeros(GROUPS, len(SIZES))
+
+    def moved(p_value: float, mean: float = 1.0) -> Effect:
+        return Effect(curve, mean, OverGroups(mean, Interval(0.1, 2.0, 0.95), p_value, GROUPS), [])
+
+    rows = {RANDOM: Effect(curve, 0.0, None, []), KNOWN: moved(0.5), "nda": moved(0.03)}
+    assert _better(rows) == {"nda"}
+    assert _better({**rows, KNOWN: moved(0.04)}) == {"nda", KNOWN}
+    assert _better({**rows, "weak": moved(0.6)}) == set()  # two methods: Holm asks for 0.025
+    assert _better({**rows, "nda": moved(0.03, -1.0)}) == set()
 
 
 def test_page_figures_and_table_come_from_the_records(
@@ -91,6 +109,10 @@ def test_page_figures_and_table_come_from_the_records(
     drawings = [one for one in Collection(tmp_path).drawings() if one.name.endswith("/removals")]
     assert [one.name for one in drawings] == ["digits/small.copies/removals", "digits/small.generation/removals"]
     assert all(one.draw() is not None for one in drawings)
+    save_file(made_up(CONTROL, 0.0, 0, "class", setting_hash="stopped"), tmp_path)  # a run that was stopped after it
+    assert [one.name for one in Collection(tmp_path).drawings() if one.name.endswith("/removals")] == [
+        one.name for one in drawings
+    ]
     assert main(["report", "--results", str(tmp_path), "--dataset", "digits", "--preset", "small"]) == 0
     page = (tmp_path / "report.html").read_text("utf-8")
     assert page.count("Without what is ranked first for groups of queries") == 2

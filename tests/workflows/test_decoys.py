@@ -126,6 +126,10 @@ def test_groups_have_totals(planted: Path) -> None:
     assert set(members[members["kind"] == "cluster"]["train"]) == {"by-0/40.png", "by-1/41.png"}
     page = (planted / "out" / "report.html").read_text("utf-8")
     assert "Near duplicates, by sum of scores" in page
+    number = int(contributors[contributors["query"] == "*"].set_index("group")["stand_out"]["by-0"])
+    assert number > 1
+    overall = page.split("<tbody>")[1]  # of all queries together
+    assert f'<th scope="row">by-0</th><td>150</td><td>{number}</td>' in overall
 
 
 def test_shares_are_of_the_whole_where_no_score_is_negative() -> None:
@@ -134,7 +138,7 @@ def test_shares_are_of_the_whole_where_no_score_is_negative() -> None:
         torch.randint(0, 256, (6, 1, 8, 8), generator=generator).byte(), tuple(f"{n % 2}/{n}" for n in range(6))
     )
     decoys = ImageSet(torch.randint(0, 256, (20, 1, 8, 8), generator=generator).byte(), tuple(map(str, range(20))))
-    pool = Pool(train, decoys, "other noise", DecoyRequest("DIR", "subfolder"))
+    pool = Pool(train, decoys, "other noise", DecoyRequest("DIR"), contributors=["0", "1"] * 3)
     scores = torch.rand(2, 26, generator=generator)
     scores[1, 3] = -0.1
     judgement = pool.judge(scores)
@@ -153,7 +157,7 @@ def test_duplicates_that_have_nothing_to_do_with_a_query_stand_out_no_more_than_
     ids = tuple(f"one/{n}-{copy}" for n in range(distinct) for copy in range(copies))
     train = ImageSet(pictures.repeat_interleave(copies, dim=0), ids)
     decoys = ImageSet(torch.randint(0, 256, (200, 1, 8, 8), generator=generator).byte(), tuple(map(str, range(200))))
-    pool = Pool(train, decoys, "other noise", DecoyRequest("DIR", "subfolder"))
+    pool = Pool(train, decoys, "other noise", DecoyRequest("DIR"), contributors=["one"] * len(train))
     own = torch.randn(queries, distinct, generator=generator).repeat_interleave(copies, dim=1)
     judgement = pool.judge(torch.cat([own, torch.randn(queries, 200, generator=generator)], dim=1))
     assert judgement is not None
@@ -164,6 +168,27 @@ def test_duplicates_that_have_nothing_to_do_with_a_query_stand_out_no_more_than_
         for level in (0.05, 0.2):
             slack = 3 * np.sqrt(level * (1 - level) / queries)
             assert level - 2 * slack <= (found <= level).double().mean().item() <= level + slack
+
+
+@pytest.mark.parametrize("world", ["log-normal", "sparse"])
+def test_near_duplicates_whose_scores_have_nothing_in_common_stand_out_no_more_than_one_image(world: str) -> None:
+    """Their mean would: of twenty very skewed scores one is high. A contributor of them alike, and one of single images."""
+    generator = torch.Generator().manual_seed(3)
+    copies, distinct, queries = 20, 6, 400
+    pictures = torch.randint(0, 256, (distinct, 1, 8, 8), generator=generator).byte()
+    single = torch.randint(0, 256, (20, 1, 8, 8), generator=generator).byte()
+    number = copies * distinct + len(single)
+    train = ImageSet(torch.cat([pictures.repeat_interleave(copies, dim=0), single]), tuple(map(str, range(number))))
+    decoys = ImageSet(torch.randint(0, 256, (200, 1, 8, 8), generator=generator).byte(), tuple(map(str, range(200))))
+    scores = (3 * torch.randn(queries, number + 200, generator=generator, dtype=torch.float64)).exp()
+    if world == "sparse":
+        scores *= torch.rand(scores.shape, generator=generator) < 0.05
+    owners = ["one"] * (copies * distinct) + ["many"] * len(single)
+    judgement = Pool(train, decoys, "other noise", DecoyRequest("DIR"), contributors=owners).judge(scores)
+    assert judgement is not None
+    for groups in judgement.groups:
+        found = (groups.p_values[:queries] <= 0.05).double().mean(dim=0)
+        assert (found <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / queries)).all(), groups.kind
 
 
 def test_of_many_train_images_a_tenth_is_set_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +215,34 @@ def test_a_train_image_among_the_decoys_is_taken_out(tmp_path: Path, capsys: pyt
     assert "without 3 that are train images or equal to another" in printed
 
 
+def test_copies_are_set_apart_together_and_what_has_gone_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(6)
+    different = [picture(generator) for _ in range(220)]
+    write(tmp_path / "train", [*different, *different])
+    write(tmp_path / "queries", different[:1])
+    owners = "\n".join(f"{n}.png,{n % 220}" for n in range(440))
+    (tmp_path / "who.csv").write_text(f"train,contributor\n{owners}\n", "utf-8")
+    assert call(tmp_path, "--decoys", "auto", "--contributors", str(tmp_path / "who.csv")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "50 of the 440 train images" in printed
+    assert "not ranked, nor are 50 copies of theirs; of contributors all of whose images are among them" in printed
+    assert "and 47 more" in printed
+    table = scores(tmp_path)
+    assert len(table) == 340
+    ranked = set(table["train"])
+    assert all((f"{n}.png" in ranked) == (f"{n + 220}.png" in ranked) for n in range(220))
+
+
+def test_copies_do_not_make_up_for_too_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(7)
+    write(tmp_path / "train", 4 * [picture(generator) for _ in range(60)])
+    write(tmp_path / "queries", [picture(generator)])
+    assert call(tmp_path, "--decoys", "auto") == 2
+    assert "60 different ones are too few for that" in capsys.readouterr().err
+
+
 def test_train_images_may_lie_in_a_folder_called_decoy() -> None:
     noise = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
     train = ImageSet(noise[:30], tuple(f"decoy/{number}.png" for number in range(30)))
@@ -212,7 +265,7 @@ def test_without_decoys_nothing_is_said(planted: Path) -> None:
         (["--decoys", "auto", "--false-discovery", "0"], 2, "must lie between 0 and 1"),
         (["--decoys", "/nowhere"], 1, "There is no folder /nowhere"),
         (["--decoys", "QUERIES"], 2, "20 at least are needed"),
-        (["--decoys", "auto"], 2, "12 are too few for that: 200 at least are needed"),
+        (["--decoys", "auto"], 2, "12 different ones are too few for that: 200 at least are needed"),
         (["--decoys", "UNSEEN", "--contributors", "/nowhere.csv"], 1, "cannot be read as CSV"),
     ],
 )
