@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -136,7 +137,14 @@ class Collection:
         ]
 
     def drawings(self) -> Iterator[Drawing]:
-        """Every figure there is."""
+        """Every figure there is, each of its own name: of boards of a setting on two ground truths the second has a number."""
+        names: Counter[str] = Counter()
+        for drawing in self._drawings():
+            names[drawing.name] += 1
+            number = names[drawing.name]
+            yield drawing if number == 1 else replace(drawing, name=f"{drawing.name}-{number}")
+
+    def _drawings(self) -> Iterator[Drawing]:
         for board in self.boards:
             yield from board_drawings(board)
         for sweep in self.sweeps:

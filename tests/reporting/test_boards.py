@@ -10,6 +10,7 @@ from attribench.errors import RecordError
 from attribench.records.files import load_attachment
 from attribench.records.lds import load_records, save_record
 from attribench.reporting.boards import Board, boards
+from attribench.reporting.collection import Collection
 from attribench.reporting.tables import leaderboards
 
 
@@ -97,3 +98,12 @@ def test_rows_of_different_ground_truths_share_no_board() -> None:
     ]
     found = [sorted(record.method for record in board.records) for board in boards(records)]
     assert found == [["nda", "trak"], ["dtrak"], ["random"]]
+
+
+def test_figures_of_boards_on_different_ground_truths_have_different_names(tmp_path: Path) -> None:
+    other = sample_result().model_copy(update={"ground_truth_hash": "h"})
+    save_record(sample_record(), tmp_path)
+    save_record(sample_record(method="dtrak", results={"validation": other, "generation": other}), tmp_path)
+    names = [drawing.name for drawing in Collection(tmp_path).drawings()]
+    assert len(names) == len(set(names))
+    assert {"digits/small/lds", "digits/small/lds-2"} <= set(names)
