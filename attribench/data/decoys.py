@@ -17,16 +17,20 @@ FEWEST_SET_APART = 50
 FEWEST_TRAIN = 4 * FEWEST_SET_APART
 
 
-def set_apart(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet, int]:
+def set_apart(images: ImageSet, copies: Copies, seed: int) -> tuple[ImageSet, ImageSet, int]:
     """A random tenth of the different images, or :data:`FEWEST_SET_APART`, and the rest.
 
     Images that are equal, pixel by pixel, are set apart together, or stay together: a decoy that is in the train set as well
     would hide what was made of it. One of them is a decoy, for copies are one draw.
 
+    Args:
+        images: all of them.
+        copies: which of them are equal.
+        seed: the same seed sets the same images apart.
+
     Returns:
         The rest, the decoys, either in the order of the whole, and how many copies of decoys are in neither.
     """
-    copies = Copies.of(images.images)
     generator = torch.Generator().manual_seed(derive_seed(seed, "decoys", "set apart"))
     order = torch.randperm(len(copies.first), generator=generator)
     drawn = order[: max(-(-len(order) // 10), FEWEST_SET_APART)]
@@ -34,11 +38,6 @@ def set_apart(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet, int]:
     decoys = copies.first[drawn].sort().values
     rest = (~apart).nonzero().flatten()
     return images.select(rest.tolist()), images.select(decoys.tolist()), int(apart.sum()) - len(decoys)
-
-
-def num_different(images: ImageSet) -> int:
-    """How many images are left if equal ones count once."""
-    return len(Copies.of(images.images).first)
 
 
 def without_copies(decoys: ImageSet, train: ImageSet) -> ImageSet:

@@ -133,7 +133,7 @@ def _notes(group: Sequence[RemovalRecord]) -> list[str]:
         "the number of removed images, divided by the largest; the mean over groups.",
         "Minus random: the same minus that of as many random images, other ones for every group and seed, paired by group, "
         "with Student's 95 % interval and p of the paired t test; what the retraining on everything does to a group cancels. "
-        "Bold: above 0 at 5 %, adjusted by Holm over the methods of a measure. Groups are the sample: "
+        "Bold: above 0 at 5 %, methods adjusted by Holm over those of a measure. Groups are the sample: "
         f"{len(first.groups)} of them.",
     ]
     left = [f"{MEASURES[name][0]} ({reason.partition(':')[0].rstrip('.')})" for name, reason in first.missing.items()]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from attribench.computing.progress import Progress
 from attribench.data import ImageSet
+from attribench.data.copies import Copies
 from attribench.data.decoding import Channels
-from attribench.data.decoys import FEWEST_TRAIN, num_different, set_apart, without_copies
+from attribench.data.decoys import FEWEST_TRAIN, set_apart, without_copies
 from attribench.data.files import some
 from attribench.data.folders import Folder
 from attribench.data.groups import MOST_COMPARED, by_subfolder, from_csv, near_duplicates
@@ -87,9 +88,10 @@ class Pool:
         """
         if request is None:
             return cls(train)
-        owners = dict(zip(train.ids, _contributors(request.contributors, train.ids), strict=False))
+        owners = _owners(request.contributors, train.ids)
         if request.source == AUTO:
-            different = num_different(train)
+            copies = Copies.of(train.images)
+            different = len(copies.first)
             if different < FEWEST_TRAIN:
                 raise UsageError(
                     f"--decoys auto sets train images apart, and {different} different ones are too few for that: "
@@ -97,14 +99,14 @@ class Pool:
                     "on."
                 )
             total = len(train)
-            train, decoys, num_copies = set_apart(train, _SEED)
+            train, decoys, num_copies = set_apart(train, copies, _SEED)
             apart = (
                 ", which the model knows as it knows the others" if trained else " and set apart before anything else"
             )
             how = f"{len(decoys)} of the {total} train images, drawn at random{apart}: not ranked"
             if num_copies:
                 how += f", nor are {num_copies} copies of theirs"
-            gone = sorted(set(owners.values()) - {owners[name] for name in train.ids if owners})
+            gone = sorted(set(owners.values()) - {owners[name] for name in train.ids if name in owners})
             if gone:
                 how += f"; of contributors all of whose images are among them nothing is said: {some(gone)}"
         else:
@@ -126,7 +128,7 @@ class Pool:
                 f"Near duplicates are not looked for: {len(train)} train images are more than {MOST_COMPARED}. A contributor's "
                 "copies of one image count as so many images."
             )
-        return cls(train, decoys, how, request, [owners[name] for name in train.ids if owners])
+        return cls(train, decoys, how, request, [owners[name] for name in train.ids if name in owners])
 
     @property
     def everything(self) -> ImageSet:
@@ -178,10 +180,12 @@ class Pool:
         return {self.train.ids[members[0]]: members for members in near_duplicates(self.train.images)}
 
 
-def _contributors(source: str, ids: Sequence[str]) -> Sequence[str]:
+def _owners(source: str, ids: Sequence[str]) -> dict[str, str]:
+    """The contributor of each train image, by its id; empty where none are asked for."""
     if not source:
-        return ()
-    return by_subfolder(ids) if source == SUBFOLDER else from_csv(Path(source), ids)
+        return {}
+    names = by_subfolder(ids) if source == SUBFOLDER else from_csv(Path(source), ids)
+    return dict(zip(ids, names, strict=True))
 
 
 def _with_all(values: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from attribench.data import ImageSet
-from attribench.data.decoys import num_different, set_apart, without_copies
+from attribench.data.copies import Copies
+from attribench.data.decoys import set_apart, without_copies
 
 
 def images(count: int, side: int = 10) -> ImageSet:
@@ -14,9 +15,13 @@ def images(count: int, side: int = 10) -> ImageSet:
     return ImageSet(pixels, tuple(f"{number}.png" for number in range(count)))
 
 
+def apart(whole: ImageSet, seed: int) -> tuple[ImageSet, ImageSet, int]:
+    return set_apart(whole, Copies.of(whole.images), seed)
+
+
 def test_a_tenth_is_set_apart_at_random_and_the_rest_is_the_rest() -> None:
     whole = images(600)
-    rest, tenth, copies = set_apart(whole, 1)
+    rest, tenth, copies = apart(whole, 1)
     assert (len(tenth), copies) == (60, 0)
     assert set(rest.ids).isdisjoint(tenth.ids)
     assert set(rest.ids) | set(tenth.ids) == set(whole.ids)
@@ -25,12 +30,12 @@ def test_a_tenth_is_set_apart_at_random_and_the_rest_is_the_rest() -> None:
     for part in (rest, tenth):
         for name, image in zip(part.ids, part.images, strict=True):
             assert torch.equal(image, whole.images[whole.ids.index(name)])
-    assert set_apart(whole, 1)[1].ids == tenth.ids
-    assert set_apart(whole, 2)[1].ids != tenth.ids
+    assert apart(whole, 1)[1].ids == tenth.ids
+    assert apart(whole, 2)[1].ids != tenth.ids
 
 
 def test_no_fewer_are_set_apart_than_tails_need() -> None:
-    assert [len(part) for part in set_apart(images(220), 0)[:2]] == [170, 50]
+    assert [len(part) for part in apart(images(220), 0)[:2]] == [170, 50]
 
 
 def test_copies_are_set_apart_together_and_one_of_them_is_a_decoy() -> None:
@@ -38,8 +43,7 @@ def test_copies_are_set_apart_together_and_one_of_them_is_a_decoy() -> None:
     once = images(300)
     twice = once.images[::2]
     whole = ImageSet(torch.cat([once.images, twice, twice]), tuple(map(str, range(600))))
-    assert num_different(whole) == 300
-    rest, decoys, copies = set_apart(whole, 5)
+    rest, decoys, copies = apart(whole, 5)
     assert len(decoys) == 50
     assert len(rest) + len(decoys) + copies == 600
     assert 30 < copies < 70  # two more of about half of them
