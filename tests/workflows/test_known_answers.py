@@ -11,11 +11,14 @@ from torch import Tensor
 
 from attribench import Access, AttributionMethod, Queries
 from attribench.cli import main
+from attribench.data import ImageSet
+from attribench.data.known_cases import Case
 from attribench.errors import UsageError
 from attribench.metrics.ranking import auc_per_query
 from attribench.records.known_answers import KnownAnswers
 from attribench.registry import load_method
 from attribench.testing import known_answers
+from attribench.workflows.known_answers import judge
 
 COPIES = ("copy", "duplicates")
 
@@ -68,6 +71,15 @@ class Refuses(Distance):
 @pytest.fixture(scope="module")
 def distance() -> KnownAnswers:
     return known_answers(Distance)
+
+
+def test_the_median_rank_of_an_even_number_of_queries_is_the_middle_of_two() -> None:
+    """Ranks 1, 1, 2 and 5."""
+    scores = -torch.arange(6.0).repeat(4, 1)
+    right = torch.zeros(4, 6, dtype=torch.bool)
+    right[range(4), [0, 0, 1, 4]] = True
+    queries = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), tuple("abcd"))
+    assert judge(Case("case", "asked", queries, right), scores).rank == 1.5
 
 
 def test_a_method_sees_what_it_is_made_to_see(distance: KnownAnswers) -> None:
