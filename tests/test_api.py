@@ -127,7 +127,7 @@ def test_decoys_are_scored_beside_the_train_images_by_a_model_with_classes(given
     assert list(result.to_pandas().columns) == ["query", "train", "rank", "score", "p_value", "adjusted", "stands_out"]
     plain = attribench.attribute(items(TRAIN), items(QUERIES), **given)
     assert plain.answer.judgement is None
-    with pytest.raises(UsageError, match="7 are too few"):
+    with pytest.raises(UsageError, match="7 different ones are too few"):
         attribench.attribute(items(TRAIN), items(QUERIES), decoys="auto", **given)
     with pytest.raises(UsageError, match="--contributors needs --decoys"):
         attribench.attribute(TRAIN, QUERIES, contributors="subfolder", method="pixel")
