@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ _LOOKS_AT = {
     "RETRAINED": "retrained models",
     "UNKNOWN": "unknown",
 }
+
+#: Names of methods beside each other below a figure.
+_NAMES_ACROSS = 3
 
 
 def lds_by_method(board: Board) -> Figure:
@@ -66,10 +70,11 @@ def lds_by_method(board: Board) -> Figure:
 
 def lds_by_noise_level(board: Board) -> Figure:
     """Every method's LDS on the losses of each band of timesteps, with 95 % intervals; a panel a query set."""
+    shown = [record for record in board.records if any(result.bands for result in record.results.values())]
     with styled():
-        figure = _figure(7.2, 3.6)
+        # The names of many methods take more room than there is beside the panels.
+        figure = _figure(7.2, 3.3 + 0.17 * math.ceil((len(shown) + 1) / _NAMES_ACROSS))
         panels = figure.subplots(1, len(board.query_sets), sharey=True, squeeze=False)[0]
-        shown = [record for record in board.records if any(result.bands for result in record.results.values())]
         for axes, name in zip(panels, board.query_sets, strict=True):
             _grid(axes, "y")
             axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -87,7 +92,8 @@ def lds_by_noise_level(board: Board) -> Figure:
             axes.plot(list(ceilings), list(ceilings.values()), "--", color=MUTED, linewidth=1, label="noise ceiling")
             axes.set(xlabel="timestep of the losses", title=f"{name} queries")
         panels[0].set_ylabel("LDS × 100")
-        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=_NAMES_ACROSS)
         figure.suptitle(_title(board.first), fontsize=9)
     return figure
 

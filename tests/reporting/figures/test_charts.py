@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,24 @@ def test_points_stand_where_the_records_say(results: Path) -> None:
     assert {round(100 * record.results["validation"].lds, 6) for record in board.records} <= drawn
     ceilings = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert float(ceilings[0].get_xdata()[0]) == 75.0
+
+
+def test_the_names_of_many_methods_lie_within_the_figure(results: Path) -> None:
+    board = next(board for board in boards(load(results), results) if board.first.preset == "small")
+    names = [f"renormalized-influence-{number}" for number in range(36)]
+    figure = charts.lds_by_noise_level(
+        replace(board, records=[board.first.model_copy(update={"method": name}) for name in names])
+    )
+    with styled():
+        figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [*names, "noise ceiling"]
+    whole = figure.bbox
+    drawn = figure.legends[0].get_window_extent()
+    assert whole.x0 <= drawn.x0 < drawn.x1 <= whole.x1
+    assert whole.y0 <= drawn.y0 < drawn.y1 <= whole.y1
+    assert all(axes.get_window_extent().y0 > drawn.y1 for axes in figure.axes)
+    assert min(axes.get_window_extent().height for axes in figure.axes) > 150  # of 330 pixels and more
 
 
 def test_a_missing_cell_draws_nothing(results: Path) -> None:
